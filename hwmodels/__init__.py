@@ -1,0 +1,1 @@
+"""Hardware, and nothing about training: given work, answers time, traffic and energy."""

@@ -1,0 +1,90 @@
+"""The work that is asked of an accelerator, and what it costs: the types that cross hwmodels' door."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Phase = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """`batch` products C[m, n] += A[m, k] B[k, n]; `layout` as BLAS writes it (TN forward, NN dgrad, NT wgrad of a linear layer).
+
+    `groups` > 1 with the same m per group is a grouped GEMM in one kernel. `epilogue_bytes` are read or written by a fused epilogue.
+    """
+
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+    format: str = "bf16"
+    output_format: str = "bf16"
+    layout: Literal["TN", "NN", "NT"] = "TN"
+    epilogue_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention by a named algorithm (flash-1 flash-2 flash-3 flash-triton cudnn); masked blocks are skipped where it can."""
+
+    algorithm: str
+    phase: Phase
+    batch: int
+    heads: int
+    kv_heads: int
+    seq_q: int
+    seq_k: int
+    head_dim: int
+    causal: bool
+    format: str = "bf16"
+    dropout: bool = False
+    bias: bool = False  # an additive bias per score (ALiBi, relative positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One kernel that streams over memory: pointwise, reduction, norm, softmax, copy, cast, gather, optimizer update.
+
+    `vector_ops` and `special_ops` (exp, rsqrt, tanh, erf, ...) are totals over all elements; `kind` selects the access pattern
+    for the sustained bandwidth: stream (pointwise, copy), row (norms, softmax, row reductions), gather (embedding, index), transpose.
+    """
+
+    read_bytes: float
+    write_bytes: float
+    vector_ops: float = 0.0
+    special_ops: float = 0.0
+    format: str = "fp32"
+    kind: Literal["stream", "row", "gather", "transpose"] = "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """A collective over `devices` members, `per_node` of them on each node; `bytes` is the full buffer (as nccl-tests' size).
+
+    all_gather: bytes is the gathered output; reduce_scatter: the unreduced input; all_reduce: the buffer; all_to_all: the
+    buffer that each rank holds; broadcast, send_recv: the message.
+    """
+
+    kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
+    bytes: float
+    devices: int
+    per_node: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a piece of work costs when it runs alone at the nominal clock.
+
+    `time_s` includes the kernel's fixed time on the device. `bytes_per_level` counts traffic ("hbm", "l2", "link", ...).
+    `core_share` and `memory_share` (0..1) are the fractions of the cores and of the sustained memory bandwidth that it keeps busy
+    while it runs: what it loses when something else takes them. `limited_by` is the longest of its parts.
+    `energy_j` is dynamic energy; idle power is the device's, over time.
+    """
+
+    time_s: float
+    flops: float
+    bytes_per_level: dict[str, float] = field(default_factory=dict)
+    limited_by: str = "memory"
+    energy_j: float = 0.0
+    core_share: float = 1.0
+    memory_share: float = 0.0
