@@ -1,0 +1,33 @@
+"""Everything a user can say about one run: data only, read from YAML, checked, with every default filled in."""
+
+from cosim.spec.modelled import NotModelled
+from cosim.spec.run import RunSpec
+from cosim.spec.sections import (
+    AcceleratorOverride,
+    EveryBlocks,
+    HuggingFaceModel,
+    ModelDimensions,
+    Network,
+    Overlap,
+    ParallelSpec,
+    PythonModel,
+    SystemSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)
+
+__all__ = [
+    "AcceleratorOverride",
+    "EveryBlocks",
+    "HuggingFaceModel",
+    "ModelDimensions",
+    "Network",
+    "NotModelled",
+    "Overlap",
+    "ParallelSpec",
+    "PythonModel",
+    "RunSpec",
+    "SystemSpec",
+    "TrainingSpec",
+    "WorkloadSpec",
+]

@@ -1,0 +1,73 @@
+"""What of the run file is modelled today: one table. A field that is not in it is modelled in full.
+
+A field is accepted and checked from the day it is in the run file; until it is modelled, other values than those listed
+here are refused. Modelling something is an edit of this table.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hwmodels.units import InputError
+
+_ONE = (1,)
+_NONE = (None,)
+
+MODELLED: Mapping[str, tuple[object, ...]] = {
+    "workload.model.family": ("gpt", "llama"),
+    "workload.model.attn_type": (None, "mha", "gqa", "mqa"),
+    "workload.model.mla": _NONE,
+    "workload.model.dense_layers": _NONE,
+    "workload.model.num_experts": _NONE,
+    "workload.model.experts_per_token": _NONE,
+    "workload.model.moe_ffn": _NONE,
+    "workload.model.shared_experts": _NONE,
+    "workload.task": ("pretrain",),
+    "workload.masked_fraction": _NONE,
+    "workload.decoder_seq_len": _NONE,
+    "system.anchor": _NONE,
+    "parallel.tensor": _ONE,
+    "parallel.pipeline": _ONE,
+    "parallel.context": _ONE,
+    "parallel.expert": _ONE,
+    "parallel.expert_tensor": _ONE,
+    "parallel.hybrid_shard": (False,),
+    "parallel.schedule": _NONE,
+    "parallel.virtual_stages": _ONE,
+    "parallel.stage_layers": _NONE,
+    "training.framework": ("pytorch", "composer", "torchtitan"),
+    "training.precision": ("fp32", "tf32", "fp16", "bf16"),
+    "training.optimizer": ("adamw", "adam", "sgd"),
+    "training.recompute": ("none", "selective", "full", "{every: n}"),
+    "training.techniques": ((),),
+}
+
+
+class NotModelled(InputError):
+    """A sensible run that asks for something that is not modelled yet: the field `key` holds `value`."""
+
+    def __init__(self, message: str, key: str = "", value: object = None) -> None:
+        super().__init__(message)
+        self.key, self.value = key, value
+
+
+def check_modelled(spec: object) -> None:
+    """Raises NotModelled for the first path of the table at which `spec` holds another value than those listed."""
+    for path, values in MODELLED.items():
+        value: Any = spec
+        for name in path.split("."):
+            value = getattr(value, name, _ABSENT)
+        if value is _ABSENT or value in values or not isinstance(value, str | int | float | tuple | None):
+            continue
+        allowed = ", ".join(_text(item) for item in values)
+        raise NotModelled(f"{path}: {_text(value)} is not modelled yet; modelled today: {allowed}", path, value)
+
+
+_ABSENT = object()
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "leaving it out"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_text(item) for item in value)}]"[:80]
+    return str(value).lower() if isinstance(value, bool) else str(value)[:80]

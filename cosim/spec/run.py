@@ -1,0 +1,198 @@
+"""RunSpec: one run, read from a file, text or mapping, with `a.b=c` overrides, checked as far as no graph is needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from cosim.spec.errors import short, translate
+from cosim.spec.modelled import check_modelled
+from cosim.spec.sections import ModelDimensions, ParallelSpec, Section, SystemSpec, TrainingSpec, WorkloadSpec
+from hwmodels.units import InputError
+from hwmodels.yaml_file import SIZE_LIMIT_BYTES, decode, load_yaml
+from workloads.model import ModelConfig, from_dimensions
+
+_SHARDED_BY_DEFAULT = ("composer", "torchtitan")  # their recipes train with FSDP: ZeRO 3
+
+
+class RunSpec(Section):
+    """One run: the workload, the system, how the step is divided over it, and the recipe.
+
+    Everything is data with its defaults filled in; quantities are in SI units. A value that is wrong raises InputError,
+    one that is right but not modelled yet its subclass NotModelled.
+    """
+
+    workload: Annotated[WorkloadSpec, Field(description="What is trained, on how many tokens at a time")]
+    system: Annotated[SystemSpec, Field(description="The hardware")]
+    parallel: Annotated[ParallelSpec, Field(default_factory=ParallelSpec, description="How devices share the step")]
+    training: Annotated[TrainingSpec, Field(default_factory=TrainingSpec, description="The recipe and its software")]
+
+    @staticmethod
+    def load(source: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
+        """The run in a YAML or JSON file, or on standard input for '-', with `overrides` ("training.precision=fp16").
+
+        A file of an accelerator that the run names is looked for beside the run file.
+
+        Raises InputError.
+        """
+        if str(source) == "-":
+            data = load_yaml(decode(sys.stdin.buffer.read(SIZE_LIMIT_BYTES + 1), "standard input"), "standard input")
+            return RunSpec.from_mapping(data, "standard input", overrides)
+        path = Path(source)
+        data = load_yaml(path, str(source))
+        return RunSpec.from_mapping(_beside(data, path.parent), str(source), overrides)
+
+    @staticmethod
+    def from_text(text: str, where: str = "run file", overrides: Iterable[str] = ()) -> RunSpec:
+        """The run that YAML or JSON text states; raises InputError, in which `where` names the text."""
+        return RunSpec.from_mapping(load_yaml(text, where), where, overrides)
+
+    @staticmethod
+    def from_mapping(data: object, where: str = "run file", overrides: Iterable[str] = ()) -> RunSpec:
+        """The run that plain data states, a mapping as a run file holds it; raises InputError."""
+        if not isinstance(data, Mapping):
+            raise InputError(f"{where}: must be a mapping with workload and system, not {short(data, quote=True)}")
+        plain: Any = dict(data)
+        for override in overrides:
+            plain = _overridden(plain, override)
+        try:
+            return RunSpec.model_validate(plain)
+        except ValidationError as error:
+            raise translate(error, RunSpec, where) from None
+
+    def override(self, overrides: Iterable[str], where: str = "run file") -> RunSpec:
+        """This run with other values, `["training.precision=fp16", ...]`; what was a default is derived anew."""
+        return RunSpec.from_mapping(self.model_dump(mode="json", exclude_unset=True), where, overrides)
+
+    def echo(self) -> dict[str, Any]:
+        """The run as a plain mapping with all defaults filled in, which `from_mapping` reads back as the same run.
+
+        What only the software stack or the hardware decides, and the file leaves open, is None.
+        """
+        plain = self.model_dump(mode="json")
+        if isinstance(self.workload.model, ModelDimensions):
+            plain["workload"]["model"] = {k: v for k, v in plain["workload"]["model"].items() if v is not None}
+        return plain
+
+    @property
+    def data_parallel(self) -> int:
+        """Replicas: the devices that tensor, pipeline and context parallelism leave over."""
+        parallel = self.parallel
+        return self.system.devices // (parallel.tensor * parallel.pipeline * parallel.context)
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches that each replica runs per optimizer step (gradient accumulation)."""
+        return self.workload.global_batch // (self.workload.micro_batch * self.data_parallel)
+
+    @property
+    def nodes(self) -> int:
+        """Hosts; each has `devices_per_node` devices, of which a run smaller than a node uses some."""
+        return -(-self.system.devices // self.system.devices_per_node)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all devices."""
+        return self.workload.global_batch * self.workload.seq_len
+
+    def dimensions(self) -> ModelConfig | None:
+        """The model's dimensions with its family's defaults; None if it is a Hugging Face or Python module."""
+        model = self.workload.model
+        if isinstance(model, str):
+            return _named(model)
+        if isinstance(model, ModelDimensions):
+            return from_dimensions(model.model_dump(exclude_none=True), "workload.model")
+        return None
+
+    @model_validator(mode="after")
+    def _complete_and_check(self) -> RunSpec:
+        if self.parallel.zero is None:
+            parallel = self.parallel.model_copy()
+            # Not `update=`: a default must not count as stated, or an override of the framework would keep it.
+            parallel.__dict__["zero"] = 3 if self.training.framework in _SHARDED_BY_DEFAULT else 0
+            object.__setattr__(self, "parallel", parallel)
+        check_modelled(self)
+        _check_division(self)
+        self.dimensions()
+        return self
+
+
+def _named(name: str) -> ModelConfig:
+    try:
+        from workloads.named import load
+    except ImportError:
+        raise InputError(f"workload.model: there is no model named {short(name, quote=True)}") from None
+    config: ModelConfig = load(name)
+    return config
+
+
+def _check_division(spec: RunSpec) -> None:
+    """Devices into replicas and nodes, sequences into micro-batches, tokens over context; raises InputError."""
+    devices, parallel, workload = spec.system.devices, spec.parallel, spec.workload
+    ways = parallel.tensor * parallel.pipeline * parallel.context
+    if devices % ways:
+        product = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} = {ways}"
+        raise InputError(f"system.devices: {devices} must be a multiple of {product}")
+    per_node = spec.system.devices_per_node
+    if devices % per_node and devices > per_node:
+        raise InputError(f"system.devices: {devices} must be a multiple of system.devices_per_node {per_node}")
+    replicas = spec.data_parallel
+    together = workload.micro_batch * replicas
+    if workload.global_batch % together:
+        below = workload.global_batch // together * together
+        nearest = f"{below} or {below + together}" if below else f"{together}"
+        raise InputError(
+            f"workload.global_batch: {workload.global_batch} must be a multiple of micro_batch {workload.micro_batch} "
+            f"x {replicas} data-parallel replicas = {together}, for example {nearest}"
+        )
+    if workload.seq_len % parallel.context:
+        raise InputError(
+            f"workload.seq_len: {workload.seq_len} must be a multiple of parallel.context {parallel.context}"
+        )
+
+
+def _beside(data: object, folder: Path) -> object:
+    """`data` with the file of an accelerator found in `folder`, where the run file is."""
+    if not isinstance(data, dict) or not isinstance(data.get("system"), dict):
+        return data
+    system = dict(data["system"])
+    accelerator = system.get("accelerator")
+    if isinstance(accelerator, str):
+        system["accelerator"] = _file_in(accelerator, folder)
+    elif isinstance(accelerator, dict) and isinstance(accelerator.get("base"), str):
+        system["accelerator"] = accelerator | {"base": _file_in(accelerator["base"], folder)}
+    return data | {"system": system}
+
+
+def _file_in(name: str, folder: Path) -> str:
+    if not name.endswith((".yaml", ".yml")) or "\0" in name or len(name) > 200:
+        return name
+    return str(folder / name) if (folder / name).is_file() else name
+
+
+def _overridden(data: dict[str, Any], override: str) -> dict[str, Any]:
+    """`data` with one `a.b=c` put in, `c` read as YAML; under `system.accelerator.set` the rest is one key."""
+    where = f"--set {short(override)}"
+    path, equals, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise InputError(f"{where}: must be written like training.precision=bf16")
+    if keys[:3] == ["system", "accelerator", "set"] and len(keys) > 3:
+        keys = [*keys[:3], ".".join(keys[3:])]
+    value = load_yaml(text, where)
+    result = dict(data)
+    section = result
+    for i, key in enumerate(keys[:-1]):
+        inner = section.get(key)
+        if keys[: i + 1] == ["system", "accelerator"] and isinstance(inner, str):
+            inner = {"base": inner}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise InputError(f"{where}: {'.'.join(keys[: i + 1])} is {short(inner, quote=True)}, which has no keys")
+        section[key] = dict(inner or {})
+        section = section[key]
+    section[keys[-1]] = value
+    return result

@@ -1,0 +1,282 @@
+"""The sections of a run file, field by field; their descriptions are the reference documentation."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainSerializer, Tag
+
+from hwmodels.units import InputError, format_quantity, parse_quantity
+
+
+class Section(BaseModel):
+    """A part of the run file: immutable, no unknown keys, no conversion between types, no nan or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
+
+
+def _plain(value: object) -> object:
+    """Refuses what JSON cannot hold: nan, infinity, keys that are not text."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"the key {key!r} must be text")
+            _plain(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _plain(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{value} must be a finite number")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise InputError(f"{type(value).__name__} is not plain data")
+    return value
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _bandwidth(value: object) -> object:
+    return parse_quantity(value, "bandwidth", "")
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+Length = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
+Bandwidth = Annotated[
+    float,
+    BeforeValidator(_bandwidth, json_schema_input_type=str),
+    PlainSerializer(lambda value: format_quantity(value, "bandwidth", 12), return_type=str, when_used="json"),
+]
+GradientFormat = Literal["fp32", "bf16", "fp16"]
+
+
+class ModelDimensions(Section):
+    """A model by its dimensions, named as the columns of training_runs.csv; the rest follows from the family."""
+
+    family: Annotated[Literal["gpt", "llama", "bert", "t5", "vit", "moe"], Field(description="What a layer looks like")]
+    layers: Annotated[int, Field(ge=1, description="Transformer blocks")]
+    hidden: Annotated[int, Field(ge=1, description="Width of the residual stream")]
+    heads: Annotated[int, Field(ge=1, description="Query heads per layer")]
+    vocab: Annotated[int, Field(ge=1, description="Rows of the embedding, padding included")]
+    kv_heads: Annotated[int | None, Field(ge=1, description="Key and value heads; default: heads")] = None
+    head_dim: Annotated[int | None, Field(ge=1, description="Width of a head; default: hidden / heads")] = None
+    ffn: Annotated[int | None, Field(ge=1, description="Width of the MLP; default: 4 hidden, or 8/3 if gated")] = None
+    gated_mlp: Annotated[bool | None, Field(description="Whether the MLP multiplies two projections (SwiGLU)")] = None
+    activation: Annotated[str | None, Field(description="gelu, silu, relu, squared-relu, swiglu or geglu")] = None
+    pos_emb: Annotated[str | None, Field(description="learned, rope, alibi or none; default: the family's")] = None
+    attn_type: Annotated[str | None, Field(description="mha, gqa, mqa or mla; default: what kv_heads says")] = None
+    norm: Annotated[str | None, Field(description="layernorm or rmsnorm; default: the family's")] = None
+    biases: Annotated[bool | None, Field(description="Whether linear layers have biases; default: gpt yes")] = None
+    qkv_bias: Annotated[bool | None, Field(description="Whether the qkv projection has one; default: biases")] = None
+    tied_embeddings: Annotated[bool | None, Field(description="Whether the head is the embedding; gpt: yes")] = None
+    embedding_norm: Annotated[bool | None, Field(description="Whether a norm follows the embedding (BLOOM)")] = None
+    max_positions: Annotated[int | None, Field(ge=1, description="Rows of the learned position table")] = None
+    rope_theta: Annotated[float | None, Field(description="Base of rotary frequencies; default: 10000")] = None
+    norm_eps: Annotated[float | None, Field(description="Epsilon of the norms; default: 1e-5")] = None
+    mla: Annotated[str | None, Field(description="Latent dimensions of multi-head latent attention")] = None
+    dense_layers: Annotated[int | None, Field(ge=0, description="Layers without experts in a moe model")] = None
+    num_experts: Annotated[int | None, Field(ge=1, description="Experts per layer")] = None
+    experts_per_token: Annotated[int | None, Field(ge=1, description="Experts that each token visits")] = None
+    moe_ffn: Annotated[int | None, Field(ge=1, description="Width of one expert's MLP")] = None
+    shared_experts: Annotated[int | None, Field(ge=0, description="Experts that every token visits")] = None
+
+
+class HuggingFaceModel(Section):
+    """A model of the transformers library, built from its configuration; no weights are fetched."""
+
+    huggingface: Annotated[
+        str,
+        Field(
+            max_length=100, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="A class of transformers: LlamaForCausalLM"
+        ),
+    ]
+    config: Annotated[Plain, Field(default_factory=dict, description="Arguments of its configuration class")]
+
+
+class PythonModel(Section):
+    """Any nn.Module of the user's own, imported only when the run is simulated."""
+
+    python: Annotated[
+        str,
+        Field(
+            max_length=300,
+            pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+            description="package.module:function, where the function returns the module",
+        ),
+    ]
+    arguments: Annotated[Plain, Field(default_factory=dict, description="Keyword arguments of the function")]
+
+
+def _kind_of_model(value: object) -> str:
+    if (isinstance(value, dict) and "huggingface" in value) or isinstance(value, HuggingFaceModel):
+        return "<huggingface>"
+    if (isinstance(value, dict) and "python" in value) or isinstance(value, PythonModel):
+        return "<python>"
+    return "<dimensions>" if isinstance(value, dict | ModelDimensions) else "<name>"
+
+
+def _kind(value: object) -> str:
+    return "<mapping>" if isinstance(value, dict | Section) else "<name>"
+
+
+Model = Annotated[
+    Annotated[Name, Tag("<name>")]
+    | Annotated[ModelDimensions, Tag("<dimensions>")]
+    | Annotated[HuggingFaceModel, Tag("<huggingface>")]
+    | Annotated[PythonModel, Tag("<python>")],
+    Discriminator(_kind_of_model),
+]
+
+
+class WorkloadSpec(Section):
+    """What is trained, on how many tokens at a time."""
+
+    model: Annotated[Model, Field(description="A name (`cosim workload list`), dimensions, or a module")]
+    seq_len: Annotated[int, Field(ge=1, le=100_000_000, description="Tokens per sequence")]
+    global_batch: Annotated[Length, Field(description="Sequences per optimizer step")]
+    micro_batch: Annotated[Length, Field(description="Sequences per data-parallel replica and micro-step")] = 1
+    task: Annotated[Literal["pretrain", "sft", "lora"], Field(description="What kind of training it is")] = "pretrain"
+    masked_fraction: Annotated[
+        float | None, Field(gt=0, le=1, description="Share of positions that the head of bert sees")
+    ] = None
+    decoder_seq_len: Annotated[
+        int | None, Field(ge=1, le=100_000_000, description="Tokens per sequence in the decoder of t5")
+    ] = None
+    tokens: Annotated[
+        float | None, Field(gt=0, le=1e18, description="Tokens of the whole run, for its time, energy and cost")
+    ] = None
+
+
+class AcceleratorOverride(Section):
+    """A known accelerator with some of its numbers changed."""
+
+    base: Annotated[Name, Field(description="A name (`cosim hw list`) or a file")]
+    set: Annotated[Plain, Field(default_factory=dict, description="Path in the accelerator's file to its new value")]
+
+
+Accelerator = Annotated[
+    Annotated[Name, Tag("<name>")] | Annotated[AcceleratorOverride, Tag("<mapping>")], Discriminator(_kind)
+]
+
+
+class Network(Section):
+    """Overrides of the cluster's network."""
+
+    inter_node: Annotated[
+        Bandwidth | None, Field(gt=0, description="Between nodes, per device and direction, as in '400 Gb/s' (bytes/s)")
+    ] = None
+
+
+class SystemSpec(Section):
+    """The hardware: which accelerator, how many, how connected."""
+
+    accelerator: Annotated[Accelerator, Field(description="A name (`cosim hw list`), a file, or {base, set}")]
+    devices: Annotated[Count, Field(description="Accelerators that train together")] = 1
+    devices_per_node: Annotated[
+        Count,
+        Field(
+            default_factory=lambda data: min(data.get("devices", 8), 8), description="Default: 8, or devices if fewer"
+        ),
+    ]
+    nvlink_domain: Annotated[
+        Count,
+        Field(
+            default_factory=lambda data: data.get("devices_per_node", 8),
+            description="Devices on one fast fabric; default: devices_per_node",
+        ),
+    ]
+    network: Annotated[Network, Field(default_factory=Network, description="Overrides of the cluster's network")]
+    anchor: Annotated[str | None, Field(description="A measurement of one run that the answer is scaled to")] = None
+
+
+class Overlap(Section):
+    """Which communication runs beside compute; left out, the framework's own way."""
+
+    gradients: Annotated[bool | None, Field(description="Reduction of gradients beside the backward pass")] = None
+    parameters: Annotated[bool | None, Field(description="Gathering of sharded parameters beside compute")] = None
+    tensor: Annotated[bool | None, Field(description="Tensor-parallel collectives beside compute")] = None
+
+
+class ParallelSpec(Section):
+    """How the step is divided over the devices; data parallelism is what remains."""
+
+    tensor: Annotated[Count, Field(description="Devices that share each layer's matrices")] = 1
+    pipeline: Annotated[Count, Field(description="Pipeline stages")] = 1
+    context: Annotated[Count, Field(description="Devices that share each sequence")] = 1
+    expert: Annotated[Count, Field(description="Devices that share the experts")] = 1
+    expert_tensor: Annotated[Count, Field(description="Devices that share each expert's matrices")] = 1
+    zero: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=3,
+            description="What data parallelism shards: 1 optimizer, 2 and gradients, 3 and parameters (FSDP)",
+        ),
+    ] = None
+    hybrid_shard: Annotated[bool, Field(description="Shard within a node, replicate across")] = False
+    sequence: Annotated[
+        bool | None, Field(description="Sequence parallelism between tensor-parallel regions; default: framework's")
+    ] = None
+    schedule: Annotated[
+        Literal["gpipe", "1f1b", "interleaved-1f1b", "zero-bubble"] | None, Field(description="Pipeline schedule")
+    ] = None
+    virtual_stages: Annotated[Count, Field(description="Stages per pipeline rank (interleaving)")] = 1
+    stage_layers: Annotated[
+        Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)] | None, Field(description="Layers of each stage")
+    ] = None
+    overlap: Annotated[Overlap, Field(default_factory=Overlap, description="Which communication runs beside compute")]
+
+
+class EveryBlocks(Section):
+    """Recompute the activations of every n-th block."""
+
+    every: Annotated[int, Field(ge=1, le=10_000, description="1 is every block")]
+
+
+Recompute = Annotated[
+    Annotated[Literal["none", "selective", "selective_op", "full"], Tag("<name>")]
+    | Annotated[EveryBlocks, Tag("<mapping>")],
+    Discriminator(_kind),
+]
+Technique = Annotated[
+    Annotated[Name, Tag("<name>")] | Annotated[dict[Name, Plain], Field(min_length=1, max_length=1), Tag("<mapping>")],
+    Discriminator(_kind),
+]
+
+
+class TrainingSpec(Section):
+    """The recipe and the software that runs it."""
+
+    framework: Annotated[
+        Name, Field(description="The software stack, whose defaults hold where this file is silent")
+    ] = "pytorch"
+    precision: Annotated[
+        Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4", "int8"],
+        Field(description="Format of compute; 16-bit ones mean mixed precision with fp32 master weights"),
+    ] = "bf16"
+    optimizer: Annotated[Name, Field(description="adamw, adam or sgd")] = "adamw"
+    gradient_format: Annotated[
+        GradientFormat | None, Field(description="Format in which gradients are kept; default: the framework's")
+    ] = None
+    reduce_format: Annotated[
+        GradientFormat | None, Field(description="Format in which gradients are reduced; default: the framework's")
+    ] = None
+    recompute: Annotated[
+        Recompute, Field(description="Activations that are computed again: none ... full, {every: n}")
+    ] = "none"
+    compile: Annotated[
+        bool | None, Field(description="Pointwise fusion as torch.compile does it; default: the framework's")
+    ] = None
+    attention: Annotated[
+        Literal["unfused", "flash", "flash-triton", "flash-1", "flash-2", "flash-3", "cudnn"],
+        Field(description="Attention kernel; flash is the framework's choice for the chip"),
+    ] = "flash"
+    dropout: Annotated[Share, Field(description="Probability of dropout, on attention and residual branches")] = 0.0
+    techniques: Annotated[
+        Annotated[tuple[Technique, ...], BeforeValidator(_as_tuple)],
+        Field(description="Techniques in the order in which they apply: a name, or {name: parameters}"),
+    ] = ()
