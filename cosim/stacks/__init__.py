@@ -1,4 +1,4 @@
-"""Software stacks: named profiles of the facts about software that decide a step's time, besides shapes and hardware."""
+"""Software stacks: named profiles of the facts about software that decide a step's time besides shapes and chip."""
 
 from cosim.stacks.stack import ARCHITECTURES, ByArchitecture, Stack, load, names
 

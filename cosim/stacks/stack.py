@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-import yaml
-
 from hwmodels.units import InputError, parse_quantity
+from hwmodels.yaml_file import load_yaml
 
 _LIBRARY = Path(__file__).parent / "library"
 T = TypeVar("T")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 ARCHITECTURES = ("volta", "turing", "ampere", "ada", "hopper", "blackwell")
 
@@ -38,8 +36,8 @@ class ByArchitecture(Generic[T]):
 
 
 Attention = Literal["flash-1", "flash-2", "flash-3", "flash-triton", "cudnn", "unfused"]
-# `compute` is the 16-bit format of `training.precision`; `fp32` is fp32.
-Format = Literal["compute", "fp32"]
+MixedPrecision = Literal["autocast", "cast_parameters", "master_weights"]
+Format = Literal["compute", "fp32"]  # compute: the 16-bit format that the run names as its precision
 
 
 def _bytes(default: int) -> Any:
@@ -58,9 +56,10 @@ def _count(default: int) -> Any:
 class Stack:
     """What a framework release does between the model and the chip; each default is the neutral value.
 
-    The neutral values are those of today's eager PyTorch where a choice has to be made, and zero cost or the larger
-    of the plausible sizes where a quantity is unknown. `sources[key]` says where the value of a key was read, in
-    software that can be opened; `assumed` names the keys that stand at the neutral default.
+    Neutral is what eager PyTorch does where a choice has to be made; nothing where a size is unknown; and 10 us of host
+    per kernel, inside the 5 to 25 us that interpreter, dispatcher, autograd and driver are said to take together
+    (jiahuanglin.xyz, GPU kernel serving, lesson 18). `sources[key]` says where a value was read; `assumed` names the
+    keys that stand at the neutral value.
     """
 
     name: str
@@ -68,73 +67,80 @@ class Stack:
     sources: Mapping[str, str]
     assumed: tuple[str, ...]
 
-    # Kernels of eager mode. False: the pattern runs as its elementary operations, each one pass over memory.
-    attention: ByArchitecture[Attention] = ByArchitecture("flash-2")  # where the run says `attention: flash`
-    layer_norm_fused: bool = True  # forward one kernel; backward one for the input, one or two for the weights
+    # Kernels. `..._fused` false: the pattern runs as elementary operations, each a pass over memory, unless compiled.
+    attention: ByArchitecture[Attention] = ByArchitecture("flash-2")  # what `attention: flash` of a run means
+    attention_unpadded: bool = False  # flash-1/2/3 are called with gathered q, k, v and a scattered output: four copies
+    #                                   of tokens x heads x head_dim forward, and four backward, padding or not
+    repeat_kv: bool = False  # keys and values of grouped-query attention are copied out to all heads first
+    layer_norm_fused: bool = True  # forward is one kernel; backward is one for the input and one for the weights
     rms_norm_fused: bool = False  # else cast, square, mean, rsqrt, multiply, cast, scale
-    norm_format: Format = "compute"  # what norms read and write (statistics are fp32 inside in either case)
-    rope_fused: bool = False  # else casts to fp32, complex or rotate-half products, casts back
-    activation_fused: bool = False  # bias + activation, or SwiGLU's silu x gate, in one pass
-    dropout_add_fused: bool = False  # dropout + residual addition in one pass
-    cross_entropy: Literal["eager", "fused"] = "eager"  # eager: log_softmax and nll_loss apart, both results kept
-    cross_entropy_format: Format = "fp32"  # fp32: the logits are copied to fp32 first, and gradients copied back
-    repeat_kv: bool = False  # grouped-query keys and values are copied out to all heads before attention
-    compile_scope: Literal["block", "model"] = "block"  # what torch.compile covers when a run asks for it
-    compile_loss: bool = False  # whether it covers the loss too
+    rope_fused: bool = False  # else cast to fp32, multiply, cast back
+    activation_fused: bool = False  # bias and activation, or SwiGLU's silu and gate, in one pass
+    dropout_add_fused: bool = False  # dropout and residual addition in one pass
+    cross_entropy_fused: bool = False  # else log_softmax and nll_loss, whose intermediate is kept for backward
+    cross_entropy_format: Format = "fp32"  # fp32: logits are copied to fp32 first, their gradients copied back
+    logged_losses: int = _count(0)  # cross-entropies computed again without gradient each micro-step, for metrics
+    compile_scope: Literal["block", "model"] = "model"  # what torch.compile covers when a run asks for it
+    compile_loss: bool = False  # whether it covers the loss
 
-    # Formats when a run says bf16 or fp16
-    mixed_precision: Literal["autocast", "cast_parameters", "master_weights"] = "autocast"
-    # autocast: fp32 parameters, cast per op and micro-step; cast_parameters: FSDP shards fp32, gathers and computes in
-    # 16 bit; master_weights: the model is 16 bit, the optimizer holds fp32 copies.
-    parameter_gather_format: Format = "compute"  # of FSDP's all-gathers
-    gradient_reduce_format: Format = "fp32"  # of the reduce-scatter or all-reduce
-    gradient_format: Format = "fp32"  # of .grad as the optimizer reads it; under FSDP, of the sharded gradient
+    # Formats when a run says bf16 or fp16. autocast: parameters are fp32 and are cast once per micro-step, ops by list;
+    # cast_parameters: fp32 shards, gathered and used in 16 bit, no cast per op; master_weights: 16-bit parameters and
+    # fp32 copies in the optimizer.
+    mixed_precision_sharded: MixedPrecision = "cast_parameters"  # under ZeRO 3
+    mixed_precision_replicated: MixedPrecision = "autocast"  # else
+    autocast_norm_format: Format = "fp32"  # what a norm reads and writes under autocast; elsewhere its input's format
+    parameter_gather_format: Format = "compute"  # of ZeRO 3's all-gathers
+    gradient_reduce_format: Format = "fp32"  # of the reduction; a whole gradient is in the format of its parameter
+    gradient_format: Format = "fp32"  # of the reduced gradient, summed over micro-steps and read by the optimizer
 
-    # Sharded data parallelism (ZeRO 3, and 2 with reshard_after_forward false)
-    fsdp: Literal[1, 2] = 2  # 1: flat parameter per unit; 2: one DTensor per parameter
-    fsdp_unit: Literal["block", "model"] = "block"  # each block is a unit, and the root holds the rest
-    forward_prefetch: bool = False  # explicit; without it the next gather is issued when the host reaches the next unit
-    backward_prefetch: Literal["pre", "post", "none"] = "pre"  # next gather before or after this unit's backward
-    gathers_in_flight: int = _count(2)  # units gathered or being gathered at once in forward; 0: no limit
-    reshard_after_forward: bool = True
-    reshard_last_block: bool = True  # false: the last block stays gathered between forward and backward
-    collectives_serialised: bool = True  # a rank's gathers and reductions run one after the other, in issue order
-    reduce_each_micro_step: bool = True  # false: gradients stay whole on each rank until the last micro-step
-    gradient_upcast_copy: bool = True  # the whole unit's gradient is copied into the reduction's buffer and format
+    # Sharded data parallelism (ZeRO 3). A unit is gathered and reduced at once: each block, and a root for the rest.
+    forward_prefetch: bool = False  # true: a unit's gather is issued before the previous unit's forward is launched
+    backward_prefetch: Literal["pre", "post", "none"] = "pre"  # the next gather is issued before (pre) or after (post)
+    #                                                            this unit's backward is launched
+    gathers_in_flight: int = _count(2)  # units whose gathered parameters exist at once in forward; 0: no limit
+    reshard_root: bool = False  # the root's gathered parameters are freed between forward and backward
+    reshard_last_block: bool = True  # the last block's are
+    collectives_serialised: bool = True  # gathers and reductions of a rank run one at a time, in the order issued
+    gather_copies: int = _count(1)  # copies of a unit's whole parameters after the gather
+    gradient_copies: int = _count(1)  # passes (read and write) over a unit's whole gradients before the reduction
+    sharded_reduce_each_micro_step: bool = True  # false: whole gradients stay until the last micro-step
 
-    # Replicated data parallelism
-    ddp_bucket_bytes: int = _bytes(25 * 2**20)
-    ddp_first_bucket_bytes: int = _bytes(2**20)
-    ddp_bucket_views: bool = False  # false: .grad and the buckets are two copies
+    # Replicated data parallelism (ZeRO 0 to 2)
+    replicated_reduce_each_micro_step: bool = False
+    bucket_bytes: int = _bytes(25 * 2**20)  # gradients are reduced in buckets of this size, as backward fills them
+    first_bucket_bytes: int = _bytes(2**20)
+    bucket_views: bool = False  # false: buckets are copies, filled before and read back after the reduction
 
-    # Optimizer step
-    optimizer_kernel: Literal["fused", "foreach", "per_parameter"] = "foreach"
-    optimizer_accesses: int = _count(20)  # AdamW: tensor elements read or written per parameter element
-    optimizer_kernels: int = _count(8)  # AdamW: passes; per parameter if per_parameter, else over all of them at once
+    # Optimizer step, Adam and AdamW
+    optimizer_kernel: Literal["fused", "foreach", "per_parameter"] = "foreach"  # one kernel; one per pass over all
+    #                               parameters, with one temporary as large as them; one per pass and parameter
+    optimizer_passes: int = _count(8)
+    optimizer_accesses: int = _count(20)  # elements read or written per parameter element over all passes
     optimizer_syncs: bool = False  # the host waits for the device once per parameter
-    gradient_clipping: bool = True  # to a global norm: one more read of all gradients, then a read and a write
+    gradient_clipping: bool = True  # by global norm: a pass that reads all gradients, one that reads and writes them
 
     # Host thread
-    host_forward_s: float = _seconds(10e-6)  # per kernel launched in eager forward, and in recomputation
-    host_backward_s: float = _seconds(10e-6)  # per kernel launched by autograd's thread
-    host_optimizer_s: float = _seconds(10e-6)  # per kernel launched in the optimizer step
-    host_unit_s: float = _seconds(0.0)  # per FSDP unit and pass, beside its kernels
-    launch_s: float = _seconds(5e-6)  # from the host's launch to the start on an idle device
-    syncs_each_step: bool = True  # the host waits for the device at the end of each step (loss or norm is read)
-    syncs_each_micro_step: bool = False
+    host_forward_s: float = _seconds(10e-6)  # per kernel that eager forward or recomputation launches
+    host_backward_s: float = _seconds(10e-6)  # per kernel that eager backward launches
+    host_optimizer_s: float = _seconds(10e-6)  # per kernel of the optimizer step
+    host_compiled_s: float = _seconds(10e-6)  # per kernel of a compiled region
+    host_unit_s: float = _seconds(0.0)  # per ZeRO 3 unit and pass, beside its kernels
+    launch_s: float = _seconds(5e-6)  # from launch to start on an idle device
+    syncs_each_step: bool = True  # the host waits for the device at the end of a step (a loss or norm is read)
+    syncs_each_micro_step: bool = False  # and at the start of each micro-step's forward
 
     # Memory
     allocation_unit_bytes: int = _bytes(512)  # sizes are rounded up to it
-    small_allocation_bytes: int = _bytes(2**20)  # up to this, blocks come from the small pool
-    small_segment_bytes: int = _bytes(2 * 2**20)  # the small pool's segments
-    large_segment_bytes: int = _bytes(20 * 2**20)  # segments for sizes between small and exact
-    exact_segment_from_bytes: int = _bytes(10 * 2**20)  # from here a segment has the size asked for
-    exact_segment_unit_bytes: int = _bytes(2 * 2**20)  # rounded up to this
+    small_allocation_bytes: int = _bytes(2**20)  # sizes up to this come from small segments
+    small_segment_bytes: int = _bytes(2 * 2**20)
+    large_segment_bytes: int = _bytes(20 * 2**20)  # sizes above small and below own_segment_from_bytes share these
+    own_segment_from_bytes: int = _bytes(10 * 2**20)  # from here a new segment is as large as asked for,
+    own_segment_unit_bytes: int = _bytes(2 * 2**20)  # rounded up to this
     blas_workspace_bytes: ByArchitecture[int] = field(
         default=ByArchitecture(8 * 2**20), metadata={"dimension": "data"}
-    )  # allocated once per device and stream, counted by torch
-    context_bytes: int = _bytes(0)  # CUDA context and loaded kernels: on the device, not counted by torch
-    communicator_bytes: int = _bytes(0)  # buffers per NCCL communicator: on the device, not counted by torch
+    )  # allocated once per device; counted by torch as the activations are
+    context_bytes: int = _bytes(0)  # CUDA context and loaded kernels; on the device, not counted by torch
+    communicator_bytes: int = _bytes(0)  # buffers of one NCCL communicator; on the device, not counted by torch
 
 
 _IDENTITY = ("name", "title", "sources", "assumed")
@@ -184,10 +190,7 @@ def _inherited(name: str, root: Path, seen: tuple[str, ...]) -> tuple[dict[str, 
 
 def _read(path: Path) -> dict[str, Any]:
     """The YAML document at `path`, with its top level checked."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path.name}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    document = load_yaml(path, path.name)
     if not isinstance(document, dict):
         raise InputError(f"{path.name}: must be a mapping with name, title, facts, and optionally base")
     for key in document:
@@ -209,7 +212,8 @@ def _checked(kind: Any, value: object, metadata: Mapping[str, Any], where: str) 
         by_name = value if isinstance(value, dict) else {"default": value}
         for name in by_name:
             if name != "default" and name not in ARCHITECTURES:
-                raise InputError(f"{where}: unknown architecture '{name}'; allowed: default, {', '.join(ARCHITECTURES)}")
+                known = ", ".join(("default", *ARCHITECTURES))
+                raise InputError(f"{where}: unknown architecture '{name}'; allowed: {known}")
         if "default" not in by_name:
             raise InputError(f"{where}: needs a value for 'default'")
         checked = {name: _checked(inner, item, metadata, where) for name, item in by_name.items()}
