@@ -1,19 +1,35 @@
 """What an engine plays and what it gives back: the interface that the simpy engine and a native one share.
 
-A `Program` is columns, one row per task, in the order in which the host threads issue them. Time is an int64 count of picoseconds.
+A `Program` is columns, one row per task, in the order in which the host threads issue them. Time is an int64 count of
+picoseconds.
 
 What happens over time:
 - A stream runs its tasks in row order, one at a time.
-- A task may start when the task before it on its stream and all that it `depends` on have ended, when its host thread has begun to
-  issue it, and, if it has a `rendezvous`, when every task with the same number may start.
-- A host thread issues its tasks in row order. Issuing takes `launch_ps`; it does not wait for the device, except that after a
-  task with `synchronises` it goes on only when that task has ended.
-- A task does `work_ps` of work, at speed 1 when it gets all that it demands. It ends when the work is done, and not before
-  `span_ps` after its host thread began to issue it (a task that stands for many kernels: the last one cannot end before it was
-  launched; for tasks of one kernel span = launch + work).
-- Running tasks share resources. Each demands `amount` of a resource's capacity per unit of speed. Speeds are max-min fair: tasks of
-  the highest priority rise together from 0 to at most 1 until a resource that they demand is used up, then the next priority gets what is left.
-  Speeds change only when a task with demands starts or ends.
+- A host thread issues its tasks in row order. Issuing takes `launch_ps`; it does not wait for the device, except
+  that after a task with `synchronises` it goes on only when that task has ended. `host` and `stream` index the same
+  table but are two queues: a host thread that also works has tasks whose `stream` it is, and waits only where they
+  synchronise.
+- A task starts as soon as the task before it on its stream and all that it `depends` on have ended, its host thread
+  has begun to issue it, and, if it has a `rendezvous`, all of this holds for every task with the same number. It
+  occupies its stream from its start to its end.
+- A task does `work_ps` of work, at speed 1 when it gets all that it demands. It ends when the work is done, and not
+  before `span_ps` after its host thread began to issue it (a task that stands for many kernels: the last one cannot
+  end before it was launched; for tasks of one kernel span = launch + work; `cosim.engine.coalesce` has the span of
+  many).
+- Without a host thread (-1) a task counts as issued at 0, and launch, span and synchronises mean nothing.
+- Running tasks share resources. Each demands `amount` of a resource's capacity per unit of speed, from its start
+  until its work is done (waiting for the span holds nothing). Speeds are max-min fair: tasks of the highest
+  priority rise together from 0 to at most 1 until a resource that they demand is used up, then the next priority
+  gets what is left (`cosim.engine.sharing` fixes the arithmetic). A task without demands, or whose amounts are all
+  0, has speed 1.
+
+To the picosecond, for tasks with demands:
+- All starts and finishes of work at one instant count as one change; speeds are set once, after it. Time passes
+  between two changes, never within one. A task with `work_ps` 0 is done as it starts, and changes no speed.
+- A task keeps three numbers: `remaining` (float64, first work_ps), `since` (first its start) and `speed` (first 0).
+  When a change at `now` gives it another speed s (one that is equal leaves everything as it is, so nothing is
+  rounded twice): remaining = max(0, remaining - speed * (now - since)); since = now; speed = s; and its work will
+  be done at now + max(1, ceil(remaining / s)); never, if s is 0 or the quotient is 2**62 or more.
 """
 
 from __future__ import annotations
@@ -48,7 +64,10 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class MemoryProfile:
-    """How a task changes its device's memory: at `fraction` (0..1) of its duration, `delta_bytes` of `category` (graph.Category)."""
+    """How a task changes its device's memory: at `fraction` (0..1) of start..end, `delta_bytes` of `category`.
+
+    Rows are in the order in which they happen: those of one fraction take effect one after another.
+    """
 
     fraction: NDArray[np.float64]
     category: NDArray[np.int8]
