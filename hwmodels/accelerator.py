@@ -1,0 +1,256 @@
+"""An accelerator: its parts put together, and the one door through which work is priced."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hwmodels import catalog
+from hwmodels.catalog import load_raw, names
+from hwmodels.interconnect.links import Link
+from hwmodels.matrix_units.attention import ALGORITHMS, DEFAULTS, AttentionConstants, attention_cost
+from hwmodels.matrix_units.tensor_core import TensorCore
+from hwmodels.memory.hbm import Hbm
+from hwmodels.memory.sram import Sram
+from hwmodels.number_formats import COMPUTES_AS, number_format
+from hwmodels.parameters import Provenance, Section
+from hwmodels.power import Power
+from hwmodels.units import InputError, format_quantity
+from hwmodels.vector_unit import VectorUnit
+from hwmodels.work import Attention, Cost, Gemm, Pass
+
+__all__ = ["Accelerator", "Links", "Memory", "load", "load_raw", "names", "summary"]
+
+_PASS_FIXED_S = 2e-6
+_CORE_COUNT_KEYS = ("gemm", "attention", "memory", "pass", "links")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory levels: `sram` shared by all cores (`l2` on a GPU), `hbm` beside the chip."""
+
+    sram: Sram
+    hbm: Hbm
+
+    @property
+    def l2(self) -> Sram:
+        """The shared on-chip level, as a GPU calls it."""
+        return self.sram
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The device's links: `fabric` (None where it has only `host`), `host`, `network`; bandwidths per direction."""
+
+    fabric: Link | None
+    host: Link
+    network: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One device. Question: what does this GEMM, attention or pass cost when it runs alone at the nominal clock?"""
+
+    name: str
+    title: str
+    clock_hz: float
+    matrix: TensorCore
+    vector: VectorUnit
+    memory: Memory
+    links: Links
+    power: Power
+    attention: dict[str, AttentionConstants]
+    pass_fixed_s: float
+    price_usd_per_hour: float
+    sources: dict[str, str]
+    provenance: tuple[Provenance, ...]
+    calibration_status: str
+    _costs: dict[Gemm | Attention | Pass, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def cores(self) -> int:
+        """Cores (a GPU's streaming multiprocessors)."""
+        return self.matrix.cores
+
+    @property
+    def idle_power_w(self) -> float:
+        """Watts drawn whatever runs."""
+        return self.power.idle_w
+
+    @property
+    def power_limit_w(self) -> float:
+        """Watts that the device may draw, sustained."""
+        return self.power.limit_w
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats that the device multiplies, on the matrix unit or on the vector lanes."""
+        return tuple(dict.fromkeys([*self.matrix.formats, *self.vector.formats]))
+
+    def peak_flops(self, format: str) -> float:
+        """Dense peak FLOP/s of GEMMs in `format` (matrix unit, or vector lanes where it lacks the format).
+
+        Raises InputError: the chip has neither.
+        """
+        matrix = 2.0 * self.matrix.cores * self.matrix.macs_per_cycle(format) * self.matrix.clock_hz
+        peak = matrix or self.vector.peak_flops(format)
+        if peak == 0.0:
+            number_format(format)
+            raise InputError(f"{self.name} does not compute in {format}; it has {', '.join(self.formats)}")
+        return peak
+
+    def cost(self, work: Gemm | Attention | Pass) -> Cost:
+        """What `work` costs alone at the nominal clock; the answer is kept.
+
+        Raises InputError: a size that is not positive, a format or an attention algorithm that the chip lacks.
+        """
+        found = self._costs.get(work)
+        if found is None:
+            found = self._price(work)
+            self._costs[work] = found
+        return found
+
+    def at_clock(self, clock_hz: float) -> "Accelerator":
+        """The same device with its cores and caches at another clock; memory and links keep theirs."""
+        ratio = clock_hz / self.clock_hz
+        sram = replace(self.memory.sram, bandwidth_bytes_per_s=self.memory.sram.bandwidth_bytes_per_s * ratio)
+        return replace(
+            self,
+            clock_hz=clock_hz,
+            matrix=replace(self.matrix, clock_hz=self.matrix.clock_hz * ratio),
+            vector=replace(self.vector, clock_hz=self.vector.clock_hz * ratio),
+            memory=replace(self.memory, sram=sram),
+        )
+
+    def _price(self, work: Gemm | Attention | Pass) -> Cost:
+        if isinstance(work, Gemm):
+            if min(work.m, work.n, work.k, work.batch) < 1:
+                raise InputError(
+                    f"gemm m={work.m} n={work.n} k={work.k} batch={work.batch}: every size must be at least 1"
+                )
+            self.peak_flops(work.format)
+            cost = self.matrix.gemm(work, self.memory.sram, self.memory.hbm, self.vector.peak_flops(work.format))
+        elif isinstance(work, Attention):
+            cost = self._attention(work)
+        else:
+            cost = self._pass(work)
+        return replace(cost, energy_j=self.power.energy_j(cost.flops, work.format, cost.bytes_per_level))
+
+    def _attention(self, work: Attention) -> Cost:
+        if min(work.batch, work.heads, work.kv_heads, work.seq_q, work.seq_k, work.head_dim) < 1:
+            raise InputError(f"attention {work}: every size must be at least 1")
+        constants = self.attention.get(work.algorithm)
+        if constants is None:
+            raise InputError(
+                f"{self.name} has no attention kernel {work.algorithm!r}; it has {', '.join(self.attention)}"
+            )
+        macs = self.matrix.macs_per_cycle(work.format)
+        fixed = self.matrix.constants.fixed_time_s
+        clock = self.matrix.clock_hz
+        return attention_cost(work, constants, self.cores, macs, clock, self.vector, self.memory.hbm, fixed)
+
+    def _pass(self, work: Pass) -> Cost:
+        moved = work.read_bytes + work.write_bytes
+        memory = moved / self.memory.hbm.rate(work.kind)
+        vector, special = self.vector.vector_time_s(work.vector_ops), self.vector.special_time_s(work.special_ops)
+        longest = max(memory, vector, special)
+        time = longest + self.pass_fixed_s
+        if longest < self.pass_fixed_s:
+            limit = "latency"
+        else:
+            limit = "memory" if longest == memory else "special" if longest == special else "vector"
+        flops = work.vector_ops + work.special_ops
+        shares = min(1.0, max(vector, special) / time), min(1.0, memory / time)
+        return Cost(time, flops, {"hbm": moved, "l2": moved}, limit, 0.0, *shares)
+
+
+def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Accelerator:
+    """The accelerator that `reference` names: a library name, the path of a .yaml file, or {base: NAME, set: {path: value}}.
+
+    Raises InputError with one sentence that names file, key, value and what is allowed.
+    """
+    data, label = catalog.resolve(reference, where)
+    root = Section(data, label)
+    calibration = root.section("calibration")
+    clock = root.quantity("clock", "frequency")
+    matrix_section = root.section("matrix", required=True)
+    matrix_section.text("unit", "tensor-core", ("tensor-core",))
+    matrix = TensorCore.read(matrix_section, clock, calibration.section("gemm"))
+    memory = root.section("memory", required=True)
+    vector = VectorUnit.read(root.section("vector", required=True), clock)
+    price = root.section("price")
+    accelerator = Accelerator(
+        name=root.text("name"),
+        title=root.text("title", root.text("name")),
+        clock_hz=clock,
+        matrix=matrix,
+        vector=vector,
+        memory=Memory(
+            Sram.read(memory.section("sram", required=True)),
+            Hbm.read(memory.section("hbm", required=True), calibration.section("memory")),
+        ),
+        links=_links(root.section("links", required=True), calibration.section("links")),
+        power=Power.read(root.section("power", required=True)),
+        attention=_attention_constants(calibration.section("attention"), matrix),
+        pass_fixed_s=calibration.section("pass").quantity("fixed_time", "time", _PASS_FIXED_S, zero=True),
+        price_usd_per_hour=price.quantity("device_hour", "money_rate", 0.0, zero=True) * 3600.0,
+        sources=_sources(root, data),
+        provenance=tuple(root.log),
+        calibration_status="calibrated" if calibration.section("gemm").keys() else "defaults",
+    )
+    root.text("process", "")
+    for section in (memory, price, calibration, root):
+        section.close()
+    return accelerator
+
+
+def _links(section: Section, calibration: Section) -> Links:
+    fabric = (
+        Link.read(section.section("fabric"), calibration.section("fabric"), 3e-6) if section.has("fabric") else None
+    )
+    host = Link.read(section.section("host", required=True), calibration.section("host"), 5e-6)
+    network = Link.read(section.section("network", required=True), calibration.section("network"), 10e-6)
+    section.close()
+    calibration.close()
+    return Links(fabric, host, network)
+
+
+def _attention_constants(section: Section, matrix: TensorCore) -> dict[str, AttentionConstants]:
+    """The file's algorithms, or the family's defaults where it lists none."""
+    if not section.keys():
+        return dict(DEFAULTS)
+    found = {name: AttentionConstants.read(section.section(name)) for name in ALGORITHMS if section.has(name)}
+    section.close()
+    return found
+
+
+def _sources(root: Section, data: Mapping[str, Any]) -> dict[str, str]:
+    raw = data.get("sources") or {}
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{root.at('sources')} must be a mapping of short names to where they can be opened")
+    return {str(key): str(value) for key, value in raw.items()}
+
+
+def summary(name: str) -> dict[str, str]:
+    """What `cosim hw list` prints of one library file, read without building its parts."""
+    data = load_raw(name)
+
+    def plain(*path: str) -> Any:
+        value: Any = data
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value["value"] if isinstance(value, Mapping) and "value" in value else value
+
+    hbm = ("memory", "hbm")
+    cores, macs, clock = plain("matrix", "cores"), plain("matrix", "formats", "bf16"), plain("clock")
+    from hwmodels.units import parse_quantity
+
+    peak = 2.0 * float(cores) * float(macs or 0) * parse_quantity(clock, "frequency", name) if cores else 0.0
+    return {
+        "name": name,
+        "title": str(data.get("title", name)),
+        "bf16": format_quantity(peak, "compute", 3) if peak else "-",
+        "memory": f"{plain(*hbm, 'capacity')} {plain(*hbm, 'technology')}",
+        "bandwidth": str(plain(*hbm, "bandwidth")),
+        "power": str(plain("power", "limit")),
+        "calibrated": "yes" if data.get("calibration", {}).get("gemm") else "no",
+    }

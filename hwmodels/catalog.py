@@ -1,0 +1,97 @@
+"""Finds accelerator files: the library's by name, anybody's by path, and variations by `base` and `set`."""
+
+import copy
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hwmodels.units import InputError
+from hwmodels.yaml_file import load_yaml
+
+LIBRARY = Path(__file__).parent / "library"
+
+
+def names() -> list[str]:
+    """The accelerators of the library, sorted."""
+    return sorted(path.stem for path in LIBRARY.glob("*.yaml"))
+
+
+def load_raw(name: str) -> dict[str, Any]:
+    """The file of the library's accelerator `name` as it is written, sources and all; `base` is resolved.
+
+    Raises InputError: no such accelerator, or an unreadable file.
+    """
+    return resolve(name)[0]
+
+
+def resolve(
+    reference: str | Mapping[str, Any], where: str = "accelerator", depth: int = 0
+) -> tuple[dict[str, Any], str]:
+    """The plain data that `reference` stands for, and what errors call it.
+
+    `reference` is a library name, the path of a .yaml file, or {base: NAME, set: {path: value}, name: ..., title: ...}.
+    Raises InputError: nothing of that name, a file that is no mapping, an unusable `set`, more than 5 bases in a row.
+    """
+    if depth > 5:
+        raise InputError(f"{where}: more than 5 files build on each other by `base`")
+    if isinstance(reference, Mapping):
+        return _variation(reference, where, depth), where
+    if not isinstance(reference, str):
+        raise InputError(f"{where}: {reference!r:.80} must be a name, a .yaml file, or {{base: NAME, set: {{...}}}}")
+    if reference.endswith((".yaml", ".yml")):
+        path = Path(reference).expanduser()
+    elif reference in names():
+        path = LIBRARY / f"{reference}.yaml"
+    else:
+        close = get_close_matches(reference, names(), 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names())}"
+        raise InputError(f"{where}: no accelerator is called {reference!r:.80}; {hint}")
+    data = load_yaml(path, str(path))
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: must be a mapping of keys to values")
+    label = path.name
+    return (_variation(data, label, depth) if "base" in data else data), label
+
+
+def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
+    unknown = [
+        key for key in data if key not in ("base", "set", "name", "title", "sources", "source", "assumed", "derived")
+    ]
+    if "base" not in data or unknown:
+        problem = f"unknown key {unknown[0]!r}" if unknown else "no `base`"
+        raise InputError(
+            f"{where}: {problem}; a variation is {{base: NAME, set: {{path: value}}}} and may give name, title, sources"
+        )
+    result = copy.deepcopy(resolve(data["base"], f"{where}: base", depth + 1)[0])
+    changes = data.get("set") or {}
+    if not isinstance(changes, Mapping):
+        raise InputError(f"{where}: set: must be a mapping of paths to values, for example {{matrix.cores: 132}}")
+    provenance = next(
+        ((kind, data[kind]) for kind in ("source", "derived", "assumed") if kind in data), ("user", f"set in {where}")
+    )
+    for path, value in changes.items():
+        _set(result, str(path), value, provenance, where)
+    base_name = str(result.get("name", data["base"]))
+    result["name"] = data.get("name", base_name + " (changed)" if changes else base_name)
+    if "title" in data:
+        result["title"] = data["title"]
+    if "sources" in data:
+        result["sources"] = {**result.get("sources", {}), **data["sources"]}
+    return result
+
+
+def _set(tree: dict[str, Any], path: str, value: Any, provenance: tuple[str, Any], where: str) -> None:
+    keys = path.split(".")
+    for index, key in enumerate(keys[:-1]):
+        step = tree.setdefault(key, {})
+        if not isinstance(step, dict) or "value" in step:
+            raise InputError(f"{where}: set: {path}: {'.'.join(keys[: index + 1])} is a value, not a section")
+        tree = step
+    old = tree.get(keys[-1])
+    if isinstance(old, dict) and "value" not in old and not isinstance(value, Mapping):
+        raise InputError(f"{where}: set: {path} is a section; name one of its keys: {', '.join(map(str, old))}")
+    if isinstance(value, Mapping):
+        tree[keys[-1]] = dict(value)
+    else:
+        tree[keys[-1]] = {"value": value, provenance[0]: provenance[1]}

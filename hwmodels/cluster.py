@@ -1,0 +1,122 @@
+"""Devices joined by a fast fabric inside a domain (a node, or a rack) and a switched network between domains."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from hwmodels.accelerator import Accelerator
+from hwmodels.interconnect.collectives import CollectiveCost, memory_bytes, plans
+from hwmodels.interconnect.links import Link
+from hwmodels.units import InputError, parse_quantity
+from hwmodels.work import Collective, Cost
+
+_OVERRIDES = {
+    "inter_node": ("network", "bandwidth"),
+    "inter_node_latency": ("network", "time"),
+    "intra_node": ("fabric", "bandwidth"),
+    "intra_node_latency": ("fabric", "time"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """`devices` equal accelerators, `domain` of them on one fast fabric. Question: what does this collective cost?
+
+    `tiers`: "fabric" inside a domain, "network" between domains; bandwidths per device and direction.
+    """
+
+    accelerator: Accelerator
+    devices: int
+    devices_per_node: int
+    domain: int
+    tiers: dict[str, Link]
+    _costs: dict[Collective, CollectiveCost] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def build(
+        cls,
+        accelerator: Accelerator,
+        devices: int,
+        devices_per_node: int,
+        nvlink_domain: int | None = None,
+        network: Mapping[str, str | float] | None = None,
+        where: str = "system",
+    ) -> "Cluster":
+        """A cluster of `accelerator`. `network` overrides links: inter_node, intra_node (bandwidth per device and direction; text with
+        a unit, or bytes/s) and inter_node_latency, intra_node_latency (text, or seconds).
+
+        Raises InputError: counts below one, an unknown override, or a wrong unit.
+        """
+        for key, count in (
+            ("devices", devices),
+            ("devices_per_node", devices_per_node),
+            ("nvlink_domain", nvlink_domain or 1),
+        ):
+            if count < 1:
+                raise InputError(f"{where}.{key}: {count!r} must be at least 1")
+        fabric = accelerator.links.fabric or accelerator.links.host
+        tiers = {"fabric": fabric, "network": accelerator.links.network}
+        for key, value in (network or {}).items():
+            if key not in _OVERRIDES:
+                raise InputError(f"{where}.network.{key} is not a known key; allowed are {', '.join(_OVERRIDES)}")
+            tier, dimension = _OVERRIDES[key]
+            number = (
+                value if isinstance(value, float | int) else parse_quantity(value, dimension, f"{where}.network.{key}")
+            )
+            if not 0 < number < float("inf"):
+                raise InputError(f"{where}.network.{key}: {value!r} must be greater than zero")
+            if dimension == "time":
+                tiers[tier] = replace(tiers[tier], latency_s=float(number))
+            else:
+                tiers[tier] = replace(tiers[tier], bandwidth_bytes_per_s=float(number))
+        domain = nvlink_domain or min(devices_per_node, fabric.domain or devices_per_node)
+        return cls(accelerator, devices, devices_per_node, min(domain, devices), tiers)
+
+    def collective(self, kind: str, bytes: float, devices: int, per_node: int) -> CollectiveCost:
+        """What a collective over `devices` members, `per_node` of them in each domain, costs alone; `bytes` as in `Collective`."""
+        return self.collective_cost(Collective(kind, bytes, devices, per_node))  # type: ignore[arg-type]
+
+    def cost(self, work: Collective) -> Cost:
+        """The same as a `Cost`, for whoever needs no tiers."""
+        found = self.collective_cost(work)
+        return Cost(
+            time_s=found.time_s,
+            flops=0.0,
+            bytes_per_level={"hbm": memory_bytes(work, found.link_bytes), "link": sum(found.link_bytes.values())},
+            limited_by="latency" if found.latency_s > 0.5 * found.time_s else "link",
+            energy_j=found.energy_j,
+            core_share=found.core_share,
+            memory_share=found.memory_share,
+        )
+
+    def collective_cost(self, work: Collective) -> CollectiveCost:
+        """What `work` costs alone, by the fastest algorithm. Raises InputError: members or bytes that cannot be."""
+        found = self._costs.get(work)
+        if found is None:
+            found = self._price(work)
+            self._costs[work] = found
+        return found
+
+    def _price(self, work: Collective) -> CollectiveCost:
+        if not 1 <= work.per_node <= work.devices or work.per_node > self.domain:
+            raise InputError(
+                f"{work.kind} over {work.devices} devices with {work.per_node} per node: per_node must be between 1 and "
+                f"{min(work.devices, self.domain)}, the devices of a group on one fabric"
+            )
+        if not 0 <= work.bytes < float("inf"):
+            raise InputError(f"{work.kind} of {work.bytes!r} bytes: the size must be finite and not negative")
+        plan = min(plans(work, self.tiers["fabric"], self.tiers["network"]), key=lambda found: found.time_s)
+        chip = self.accelerator
+        time = plan.time_s
+        local = memory_bytes(work, plan.link_bytes)
+        tier = self.tiers["fabric" if "fabric" in plan.link_bytes else "network"]
+        rate = chip.memory.hbm.rate("stream")
+        return CollectiveCost(
+            time_s=time,
+            latency_s=plan.latency_s,
+            link_bytes=plan.link_bytes,
+            bandwidth=plan.bandwidth,
+            core_share=min(1.0, tier.collective_cores / chip.cores) if work.devices > 1 else 0.0,
+            memory_share=min(1.0, local / time / rate) if time else 0.0,
+            energy_j=chip.power.energy_j(0.0, "fp32", {"hbm": local, "link": sum(plan.link_bytes.values())}),
+            algorithm=plan.algorithm,
+        )

@@ -1,0 +1,1 @@
+"""Matrix units: what multiplies matrices, and how work is cut for it."""

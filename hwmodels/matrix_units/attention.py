@@ -1,0 +1,167 @@
+"""Fused attention on a GPU, as the algorithm it is: blocks of queries against blocks of keys, masked blocks skipped.
+
+A block pair costs its multiplies and its softmax (one exponential and a few vector operations per score); an algorithm hides part of
+the shorter under the longer. Forward has two products per pair, backward five and recomputes the softmax (FlashAttention, arXiv
+2205.14135; FlashAttention-2, 2307.08691; FlashAttention-3, 2407.08608).
+"""
+
+import math
+from dataclasses import dataclass
+
+from hwmodels.memory.hbm import Hbm
+from hwmodels.number_formats import bytes_of
+from hwmodels.parameters import Section
+from hwmodels.units import InputError
+from hwmodels.vector_unit import VectorUnit
+from hwmodels.work import Attention, Cost
+
+ALGORITHMS = ("flash-1", "flash-2", "flash-3", "flash-triton", "cudnn")
+# Query rows by key columns of one block, for head_dim <= 64, <= 128, larger: the kernels' own tables (flash_fwd_launch_template.h,
+# hopper/tile_size.h of github.com/Dao-AILab/flash-attention; triton's fused attention tutorial); cuDNN taken as FlashAttention-3.
+_BLOCKS: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
+    "flash-1": ((128, 128), (128, 128), (64, 64)),
+    "flash-2": ((128, 128), (128, 64), (64, 64)),
+    "flash-3": ((192, 128), (128, 128), (128, 80)),
+    "flash-triton": ((128, 128), (128, 128), (64, 64)),
+    "cudnn": ((128, 128), (128, 128), (128, 80)),
+}
+_BACKWARD_BLOCK = {"small": (128, 128), "large": (64, 128)}
+_VECTOR_OPS = {
+    "forward": 5.0,
+    "backward": 7.0,
+}  # per score: scale, maximum, subtract, sum, convert; and dP - delta, times P
+_DROPOUT_OPS = 10.0  # per score: Philox-4x32-10 makes four 32-bit numbers in about 40 integer operations
+_HEAD_DIM_STEP = 32  # head dimensions are padded to a multiple of 32
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConstants:
+    """One algorithm on one chip. forward, backward: multiply rate in the main loop, fraction of peak. overlap: share of the shorter
+    of (multiply, softmax) that hides under the longer. row_overhead: prologue and epilogue of one block of rows, as a number of keys.
+    large_head: rate for head_dim > 128 over that for 128.
+    """
+
+    forward: float
+    backward: float
+    overlap: float = 0.5
+    row_overhead: float = 150.0
+    backward_row_overhead: float = 150.0
+    large_head: float = 0.9
+
+    @classmethod
+    def read(cls, section: Section) -> "AttentionConstants":
+        """From `calibration.attention.ALGORITHM` of an accelerator file."""
+        part = cls(
+            forward=section.number("forward", high=1.0),
+            backward=section.number("backward", high=1.0),
+            overlap=section.number("overlap", 0.5, high=1.0, zero=True),
+            row_overhead=section.number("row_overhead", 150.0, zero=True),
+            backward_row_overhead=section.number("backward_row_overhead", 150.0, zero=True),
+            large_head=section.number("large_head", 0.9, high=2.0),
+        )
+        section.close()
+        return part
+
+
+# Where a chip has no measured rows: the middle of the calibrated chips.
+DEFAULTS = {
+    "flash-1": AttentionConstants(0.40, 0.35),
+    "flash-2": AttentionConstants(0.75, 0.65),
+    "flash-triton": AttentionConstants(0.40, 0.35),
+}
+
+
+def attention_cost(
+    work: Attention,
+    constants: AttentionConstants,
+    cores: int,
+    macs_per_cycle: float,
+    clock_hz: float,
+    vector: VectorUnit,
+    hbm: Hbm,
+    fixed_time_s: float,
+) -> Cost:
+    """The cost of `work` on `cores` tensor cores of `macs_per_cycle` each (in the work's format).
+
+    `flops` counts unmasked scores only: 4 (forward) or 10 (backward) x batch x heads x scores x head_dim, halved if causal.
+    """
+    if macs_per_cycle == 0:
+        raise InputError(
+            f"attention by {work.algorithm} runs in fp16, bf16 or fp8; this chip's matrix unit lacks {work.format}"
+        )
+    if work.format in ("fp32", "tf32", "fp64"):
+        raise InputError(
+            f"attention by {work.algorithm} has no {work.format} kernel; allowed are fp16, bf16 and, where listed, fp8"
+        )
+    forward = work.phase == "forward"
+    dim = -(-work.head_dim // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
+    rows, keys = _block(work.algorithm, work.head_dim, forward)
+    lanes = (
+        vector.lanes / cores * vector.clock_hz / clock_hz * vector.formats["fp32"]
+    )  # lane operations per core and matrix cycle
+    rate = macs_per_cycle * (constants.forward if forward else constants.backward)
+    if work.head_dim > 128:
+        rate *= constants.large_head
+    multiply = (2.0 if forward else 5.0) * rows * keys * dim / rate
+    vector_ops = _VECTOR_OPS[work.phase] + (_DROPOUT_OPS if work.dropout else 0.0) + (2.0 if work.bias else 0.0)
+    softmax = rows * keys * (vector_ops / lanes + 1.0 / (lanes * vector.special_function_rate))
+    longer, shorter = max(multiply, softmax), min(multiply, softmax)
+    pair = longer + (1.0 - constants.overlap) * shorter
+    overhead = pair / keys * (constants.row_overhead if forward else constants.backward_row_overhead)
+
+    outer, longest, pairs = _pairs(work, rows, keys, forward)
+    blocks = work.batch * work.heads * outer
+    total = work.batch * work.heads * (pairs * pair + outer * overhead)
+    waves = blocks / cores
+    idle = 1.0 if work.causal else (waves + 0.5 * (math.ceil(waves) - waves)) / waves
+    compute = max(total / cores * idle, longest * pair + overhead) / clock_hz
+    hbm_bytes = _hbm_bytes(work, forward)
+    memory = hbm_bytes / hbm.rate("stream")
+    time = max(compute, memory) + fixed_time_s
+    scores = work.seq_q * work.seq_k * (0.5 if work.causal and work.seq_q == work.seq_k else 1.0)
+    if work.causal and work.seq_q != work.seq_k:
+        scores = max(0.0, work.seq_q * (work.seq_k - work.seq_q / 2.0))
+    return Cost(
+        time_s=time,
+        flops=(4.0 if forward else 10.0) * work.batch * work.heads * scores * work.head_dim,
+        bytes_per_level={"hbm": hbm_bytes, "l2": hbm_bytes},
+        limited_by="memory" if memory > compute else "compute" if multiply >= softmax else "special",
+        core_share=min(1.0, compute / time * min(1.0, waves)),
+        memory_share=min(1.0, memory / time),
+    )
+
+
+def _block(algorithm: str, head_dim: int, forward: bool) -> tuple[int, int]:
+    if not forward:
+        return _BACKWARD_BLOCK["small" if head_dim <= 64 else "large"]
+    small, middle, large = _BLOCKS[algorithm]
+    return small if head_dim <= 64 else middle if head_dim <= 128 else large
+
+
+def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, int, int]:
+    """Outer blocks of one head, the block pairs of the longest of them, and all its block pairs; masked pairs are left out.
+
+    Forward walks keys for each block of queries. Backward walks queries for each block of keys: the same pairs, counted the other way.
+    """
+    query_blocks, key_blocks = -(-work.seq_q // rows), -(-work.seq_k // keys)
+    outer, inner = (query_blocks, key_blocks) if forward else (key_blocks, query_blocks)
+    if not work.causal:
+        return outer, inner, query_blocks * key_blocks
+    offset = work.seq_k - work.seq_q  # the last query sees the last key
+    pairs = sum(min(key_blocks, max(0, -(-((i + 1) * rows + offset) // keys))) for i in range(min(query_blocks, 4096)))
+    if query_blocks > 4096:  # closed form of the triangle, where a sum would be slow
+        pairs = round(query_blocks * key_blocks / 2 + (query_blocks + key_blocks) / 2)
+    return outer, inner, pairs
+
+
+def _hbm_bytes(work: Attention, forward: bool) -> float:
+    """Q, K, V and O once (keys and values stay in L2 while a head's queries pass); backward reads them with dO and writes dQ dK dV."""
+    element = bytes_of(work.format)
+    query = work.batch * work.heads * work.seq_q * work.head_dim
+    key = work.batch * work.kv_heads * work.seq_k * work.head_dim
+    statistics = 4.0 * work.batch * work.heads * work.seq_q
+    if forward:
+        return element * (2 * query + 2 * key) + statistics
+    return (
+        element * (3 * query + 2 * key) + element * (query + 2 * key) + 8.0 * query + 2 * statistics
+    )  # dQ is summed in fp32

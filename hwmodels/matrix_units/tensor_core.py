@@ -1,0 +1,209 @@
+"""A GPU's tensor cores: a GEMM is cut into tiles, tiles fill the cores in waves, operands come through the L2 cache.
+
+Time is the longest of three pipelines (multiply, L2 to cores, HBM to L2) for the best tile and split of k, plus the kernel's fixed time.
+"""
+
+import math
+from dataclasses import dataclass
+
+from hwmodels.memory.hbm import Hbm
+from hwmodels.memory.sram import Sram
+from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of
+from hwmodels.parameters import Section
+from hwmodels.units import InputError
+from hwmodels.work import Cost, Gemm
+
+# CUTLASS's and cuBLAS's usual thread-block tiles, m x n.
+TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32))
+_LARGEST = 256 * 128
+_HALVINGS = {tile: math.log2(_LARGEST / (tile[0] * tile[1])) for tile in TILES}
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class GemmConstants:
+    """What a datasheet does not say about the GEMM library on one chip; defaults are the family's.
+
+    efficiency: multiply rate of the main loop with the largest tile, fraction of peak. tile_loss: rate lost per halving of the tile.
+    prologue_k: filling the pipeline and writing the tile, as elements of k. last_wave: share of the last wave that is billed by
+    its fill, the rest as if it were full. fixed_time_s: the kernel's fixed time on the device. dgrad, wgrad: rate of the layouts
+    NN and NT over TN's. unaligned: rate of 16-bit operands with a dimension that is no multiple of 8. simd_efficiency: of the fp32 lanes.
+    """
+
+    efficiency: float = 0.78
+    tile_loss: float = 0.06
+    prologue_k: float = 60.0
+    last_wave: float = 0.5
+    fixed_time_s: float = 4e-6
+    dgrad: float = 1.0
+    wgrad: float = 0.955
+    unaligned: float = 0.5
+    simd_efficiency: float = 0.85
+
+    @classmethod
+    def read(cls, section: Section) -> "GemmConstants":
+        """From `calibration.gemm` of an accelerator file; what it leaves out takes the family's default."""
+        default = cls()
+        part = cls(
+            efficiency=section.number("efficiency", default.efficiency, high=1.0),
+            tile_loss=section.number("tile_loss", default.tile_loss, high=0.9, zero=True),
+            prologue_k=section.number("prologue_k", default.prologue_k, zero=True),
+            last_wave=section.number("last_wave", default.last_wave, high=1.0, zero=True),
+            fixed_time_s=section.quantity("fixed_time", "time", default.fixed_time_s, zero=True),
+            dgrad=section.number("dgrad", default.dgrad, high=2.0),
+            wgrad=section.number("wgrad", default.wgrad, high=2.0),
+            unaligned=section.number("unaligned", default.unaligned, high=1.0),
+            simd_efficiency=section.number("simd_efficiency", default.simd_efficiency, high=1.0),
+        )
+        section.close()
+        return part
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCore:
+    """Tensor cores of a GPU. Question: how long does this GEMM take, and how much does it move through each memory level?
+
+    `formats`: dense multiply-accumulates per core (streaming multiprocessor) and cycle; `shared_memory_bytes` per core.
+    """
+
+    cores: int
+    clock_hz: float
+    formats: dict[str, float]
+    shared_memory_bytes: float
+    constants: GemmConstants
+
+    unit = "tensor-core"
+
+    @classmethod
+    def read(cls, section: Section, clock_hz: float, calibration: Section) -> "TensorCore":
+        """From `matrix` of an accelerator file and its fitted `calibration.gemm`."""
+        part = cls(
+            cores=section.integer("cores"),
+            clock_hz=clock_hz,
+            formats=section.table("formats", tuple(FORMATS), required=True),
+            shared_memory_bytes=section.quantity("shared_memory", "data"),
+            constants=GemmConstants.read(calibration),
+        )
+        section.close()
+        return part
+
+    def macs_per_cycle(self, format: str) -> float:
+        """Multiply-accumulates per core and cycle in `format`; 0 where the unit lacks it."""
+        return self.formats.get(format) or self.formats.get(COMPUTES_AS.get(format, ""), 0.0)
+
+    def gemm(self, work: Gemm, l2: Sram, hbm: Hbm, simd_flops: float) -> Cost:
+        """The cost of `work`; `simd_flops` is the lanes' rate in its format, used where the matrix unit lacks the format (fp32)."""
+        c = self.constants
+        element, out = bytes_of(work.format), bytes_of(work.output_format)
+        macs = self.macs_per_cycle(work.format)
+        core_flops = 2.0 * macs * self.clock_hz * c.efficiency if macs else simd_flops / self.cores * c.simd_efficiency
+        if core_flops == 0:
+            raise InputError(f"this matrix unit has no {work.format}; it has {', '.join(self.formats)}")
+        core_flops *= {"TN": 1.0, "NN": c.dgrad, "NT": c.wgrad}[work.layout]
+        if macs and _unaligned(work, element):
+            core_flops *= c.unaligned
+        compulsory = work.batch * (element * work.k * (work.m + work.n) + out * work.m * work.n) + work.epilogue_bytes
+        rates = _Rates(
+            core_flops,
+            hbm.rate("gemm"),
+            l2.bandwidth_bytes_per_s * l2.multicast,
+            l2.core_bytes_per_cycle * self.clock_hz,
+        )
+        best = min(
+            (
+                self._tiled(work, tile, split, element, out, l2, rates, compulsory)
+                for tile in TILES
+                if tile[0] < 2 * work.m + 32 and tile[1] < 2 * work.n + 32 or tile == (64, 64)
+                for split in self._splits(work, tile)
+            ),
+            key=lambda found: found[0],
+        )
+        total, compute, memory, hbm_bytes, l2_bytes, limit = best
+        time = total + c.fixed_time_s
+        return Cost(
+            time_s=time,
+            flops=2.0 * work.batch * work.m * work.n * work.k,
+            bytes_per_level={"hbm": hbm_bytes, "l2": l2_bytes},
+            limited_by=limit if total > c.fixed_time_s else "latency",
+            core_share=min(1.0, compute / time),
+            memory_share=min(1.0, memory / time),
+        )
+
+    def _splits(self, work: Gemm, tile: tuple[int, int]) -> tuple[int, ...]:
+        tiles = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.batch
+        if tiles >= self.cores or work.k < 512:
+            return (1,)
+        most = min(-(-self.cores // tiles) + 1, work.k // 256)
+        return tuple(split for split in _SPLITS if split <= most)
+
+    def _tiled(
+        self,
+        work: Gemm,
+        tile: tuple[int, int],
+        split: int,
+        element: float,
+        out: float,
+        l2: Sram,
+        rates: "_Rates",
+        compulsory: float,
+    ) -> tuple[float, float, float, float, float, str]:
+        """Seconds (all, multiply, HBM), bytes (HBM, L2) and what limits, for one tile shape and one split of k."""
+        c = self.constants
+        rows, columns = -(-work.m // tile[0]), -(-work.n // tile[1])
+        tiles = rows * columns * work.batch * split
+        k = -(-work.k // split)
+        waves = tiles / self.cores
+        full = math.floor(waves)
+        last = waves - full
+        billed = max(1.0, full + (c.last_wave * last + 1.0 - c.last_wave if last > 0 else 0.0))
+        rate = rates.core_flops * (1.0 - c.tile_loss) ** _HALVINGS[tile]
+        compute = billed * 2.0 * tile[0] * tile[1] * (k + c.prologue_k) / rate
+        panel = (tile[0] + tile[1]) * k * element
+        partial = 8.0 * work.batch * split * work.m * work.n if split > 1 else 0.0  # fp32 sums written and read back
+        l2_bytes = tiles * panel + compulsory - work.batch * element * work.k * (work.m + work.n) + partial
+        l2_time = max(l2_bytes / rates.l2, math.ceil(waves) * panel / rates.core_port)
+        hbm_bytes = _hbm_bytes(work, tile, rows, columns, self.cores, element, out, l2.capacity_bytes)
+        if partial > l2.capacity_bytes / 2:
+            hbm_bytes += partial
+        memory = hbm_bytes / rates.hbm
+        total = max(compute, memory, l2_time)
+        limit = "compute" if total == compute else "memory" if total == memory else "l2"
+        if split > 1:
+            total += partial / rates.l2
+        return total, compute, memory, hbm_bytes, l2_bytes, limit
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    core_flops: float
+    hbm: float
+    l2: float
+    core_port: float
+
+
+def _unaligned(work: Gemm, element: float) -> bool:
+    """Whether a dimension in memory is no multiple of 16 bytes, which the tensor cores' loads need."""
+    step = max(1, int(16 / element))
+    return work.k % step != 0 or (work.n % step != 0 and work.n > 1) or (work.layout == "NT" and work.m % step != 0)
+
+
+def _hbm_bytes(
+    work: Gemm, tile: tuple[int, int], rows: int, columns: int, cores: int, element: float, out: float, l2_bytes: float
+) -> float:
+    """Bytes from and to HBM: tiles are walked in groups of rows, so A is read once and B once per group, unless L2 keeps it."""
+    a, b = element * work.m * work.k, element * work.n * work.k
+    keep = l2_bytes / 2
+    a_reads = b_reads = 1
+    if work.batch == 1 or rows * columns > cores:
+        if a > keep and b > keep:
+            group = min(rows, max(1, round(math.sqrt(cores * tile[1] / tile[0]))))
+            b_reads = -(-rows // group)
+            if group * tile[0] * work.k * element > keep:
+                a_reads = -(-columns // max(1, cores // group))
+            other_group = min(columns, max(1, cores // group))
+            other = a * -(-columns // other_group) + b * (
+                1 if other_group * tile[1] * work.k * element <= keep else b_reads
+            )
+            if other < a * a_reads + b * b_reads:
+                return work.batch * (other + out * work.m * work.n) + work.epilogue_bytes
+    return work.batch * (a * a_reads + b * b_reads + out * work.m * work.n) + work.epilogue_bytes

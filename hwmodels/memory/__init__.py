@@ -1,0 +1,1 @@
+"""Memory levels: on-chip SRAM shared by all cores, and stacked DRAM."""

@@ -1,0 +1,167 @@
+"""Reads the sections of an accelerator file: each value checked where it is read, each with where it came from.
+
+A value is written plainly (`capacity: 80 GiB`) or with its provenance (`capacity: {value: 80 GiB, source: a100-datasheet}`); the
+keys `source`, `derived`, `assumed` and `fitted_on` beside a section's other keys hold for every plain value in it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from hwmodels.units import InputError, parse_quantity
+
+PROVENANCE = ("source", "derived", "assumed", "fitted_on", "user")
+NOTES = (*PROVENANCE, "rows", "sources", "error_fitted", "error_held_out", "note")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where one value of an accelerator file came from: `kind` is one of PROVENANCE, or "none"."""
+
+    path: str
+    value: str
+    kind: str
+    text: str
+
+
+class Section:
+    """One mapping of an accelerator file. Readers take keys out of it; `close` refuses what nobody took."""
+
+    def __init__(
+        self,
+        data: object,
+        where: str,
+        path: str = "",
+        inherited: tuple[str, str] = ("none", ""),
+        log: list[Provenance] | None = None,
+    ) -> None:
+        if not isinstance(data, Mapping):
+            raise InputError(f"{where}: {path or 'the file'} must be a mapping of keys to values, not {data!r:.80}")
+        self._data, self._where, self._path = data, where, path
+        self._provenance = _provenance_of(data) or inherited
+        self._taken: set[str] = set()
+        self.log: list[Provenance] = [] if log is None else log
+
+    def at(self, key: str) -> str:
+        """The file and the full path of `key`, as errors name it."""
+        return f"{self._where}: {self._full(key)}"
+
+    def _full(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def _take(self, key: str) -> object:
+        self._taken.add(key)
+        raw = self._data.get(key)
+        if isinstance(raw, Mapping) and "value" in raw:
+            unknown = [str(k) for k in raw if k != "value" and k not in NOTES]
+            if unknown:
+                raise InputError(
+                    f"{self.at(key)}: unknown key {unknown[0]!r} beside the value; allowed are {', '.join(NOTES)}"
+                )
+            value, provenance = raw["value"], _provenance_of(raw) or self._provenance
+        else:
+            value, provenance = raw, self._provenance
+        if raw is not None:
+            self.log.append(Provenance(self._full(key), str(value), *provenance))
+        return value
+
+    def has(self, key: str) -> bool:
+        """Whether the file gives `key`."""
+        return self._data.get(key) is not None
+
+    def keys(self) -> list[str]:
+        """The keys of this section that are parameters, not provenance."""
+        return [str(key) for key in self._data if key not in NOTES]
+
+    def quantity(self, key: str, dimension: str, default: float | None = None, zero: bool = False) -> float:
+        """The SI value of `key`, a quantity of `dimension` with a unit; zero is refused unless `zero`."""
+        return self._number(
+            key, default, lambda value: parse_quantity(value, dimension, self.at(key)), 0.0, math.inf, not zero
+        )
+
+    def number(
+        self, key: str, default: float | None = None, low: float = 0.0, high: float = math.inf, zero: bool = False
+    ) -> float:
+        """The plain number `key` in [low, high]; zero is refused unless `zero`."""
+        return self._number(key, default, lambda value: _plain(value, self.at(key)), low, high, not zero)
+
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 10**9) -> int:
+        """The whole number `key` in [low, high]."""
+        value = self._number(key, default, lambda value: _plain(value, self.at(key)), low, high, False)
+        if value != int(value):
+            raise InputError(f"{self.at(key)}: {value!r} must be a whole number")
+        return int(value)
+
+    def _number(
+        self, key: str, default: float | None, read: Callable[[object], float], low: float, high: float, positive: bool
+    ) -> float:
+        raw = self._take(key)
+        if raw is None:
+            if default is None:
+                raise InputError(f"{self.at(key)} is missing")
+            return default
+        value = read(raw)
+        if positive and value == 0:
+            raise InputError(f"{self.at(key)}: {raw!r} must be greater than zero")
+        if not low <= value <= high:
+            raise InputError(f"{self.at(key)}: {raw!r} must be between {low:g} and {high:g}")
+        return value
+
+    def text(self, key: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
+        """The text `key`, one of `choices` where there are any."""
+        raw = self._take(key)
+        if raw is None:
+            if default is None:
+                raise InputError(f"{self.at(key)} is missing")
+            return default
+        if not isinstance(raw, str | int | float) or isinstance(raw, bool):
+            raise InputError(f"{self.at(key)}: {raw!r:.80} must be text")
+        value = str(raw)
+        if choices and value not in choices:
+            raise InputError(f"{self.at(key)}: {value!r} is not one of {', '.join(choices)}")
+        return value
+
+    def section(self, key: str, required: bool = False) -> "Section":
+        """The mapping `key` as a section; an empty one where the file leaves it out, unless `required`."""
+        self._taken.add(key)
+        raw = self._data.get(key)
+        if raw is None and required:
+            raise InputError(f"{self.at(key)} is missing")
+        return Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log)
+
+    def table(self, key: str, allowed: tuple[str, ...], required: bool = False) -> dict[str, float]:
+        """The mapping `key` of names (each one of `allowed`) to numbers greater than zero."""
+        section = self.section(key, required)
+        for name in section.keys():
+            if name not in allowed:
+                raise InputError(f"{section.at(name)}: {name!r} is not one of {', '.join(allowed)}")
+        return {name: section.number(name) for name in section.keys()}
+
+    def close(self) -> None:
+        """Raises InputError for the first key that nothing read."""
+        for key in self._data:
+            if key in self._taken or key in NOTES:
+                continue
+            close = get_close_matches(str(key), sorted(self._taken), 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known here are {', '.join(sorted(self._taken))}"
+            raise InputError(f"{self.at(str(key))} is not a known key; {hint}")
+
+
+def _plain(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InputError(f"{where}: {value!r:.80} must be a number")
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"{where}: {value!r:.80} must be a number without a unit") from None
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {value!r} must be a finite number")
+    return number
+
+
+def _provenance_of(data: Mapping[object, object]) -> tuple[str, str] | None:
+    for kind in PROVENANCE:
+        if kind in data:
+            return kind, str(data[kind])
+    return None
