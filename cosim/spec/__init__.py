@@ -1,6 +1,6 @@
 """Everything a user can say about one run: data only, read from YAML, checked, with every default filled in."""
 
-from cosim.spec.modelled import NotModelled
+from cosim.spec.modelled import NotModelledError
 from cosim.spec.run import RunSpec
 from cosim.spec.sections import (
     AcceleratorOverride,
@@ -22,7 +22,7 @@ __all__ = [
     "HuggingFaceModel",
     "ModelDimensions",
     "Network",
-    "NotModelled",
+    "NotModelledError",
     "Overlap",
     "ParallelSpec",
     "PythonModel",

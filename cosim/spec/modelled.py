@@ -42,7 +42,7 @@ MODELLED: Mapping[str, tuple[object, ...]] = {
 }
 
 
-class NotModelled(InputError):
+class NotModelledError(InputError):
     """A sensible run that asks for something that is not modelled yet: the field `key` holds `value`."""
 
     def __init__(self, message: str, key: str = "", value: object = None) -> None:
@@ -51,7 +51,7 @@ class NotModelled(InputError):
 
 
 def check_modelled(spec: object) -> None:
-    """Raises NotModelled for the first path of the table at which `spec` holds another value than those listed."""
+    """Raises NotModelledError for the first path of the table at which `spec` holds another value than those listed."""
     for path, values in MODELLED.items():
         value: Any = spec
         for name in path.split("."):
@@ -59,7 +59,7 @@ def check_modelled(spec: object) -> None:
         if value is _ABSENT or value in values or not isinstance(value, str | int | float | tuple | None):
             continue
         allowed = ", ".join(_text(item) for item in values)
-        raise NotModelled(f"{path}: {_text(value)} is not modelled yet; modelled today: {allowed}", path, value)
+        raise NotModelledError(f"{path}: {_text(value)} is not modelled yet; modelled today: {allowed}", path, value)
 
 
 _ABSENT = object()

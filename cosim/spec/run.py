@@ -7,14 +7,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+import workloads.model
 from cosim.spec.errors import short, translate
 from cosim.spec.modelled import check_modelled
-from cosim.spec.sections import ModelDimensions, ParallelSpec, Section, SystemSpec, TrainingSpec, WorkloadSpec
+from cosim.spec.sections import (
+    HuggingFaceModel,
+    ModelDimensions,
+    ParallelSpec,
+    PythonModel,
+    Section,
+    SystemSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)
 from hwmodels.units import InputError
 from hwmodels.yaml_file import SIZE_LIMIT_BYTES, decode, load_yaml
-from workloads.model import ModelConfig, from_dimensions
+from workloads import named
+from workloads.model import Model, ModelConfig, from_dimensions
 
 _SHARDED_BY_DEFAULT = ("composer", "torchtitan")  # their recipes train with FSDP: ZeRO 3
 
@@ -23,19 +34,20 @@ class RunSpec(Section):
     """One run: the workload, the system, how the step is divided over it, and the recipe.
 
     Everything is data with its defaults filled in; quantities are in SI units. A value that is wrong raises InputError,
-    one that is right but not modelled yet its subclass NotModelled.
+    one that is right but not modelled yet its subclass NotModelledError.
     """
 
     workload: Annotated[WorkloadSpec, Field(description="What is trained, on how many tokens at a time")]
     system: Annotated[SystemSpec, Field(description="The hardware")]
     parallel: Annotated[ParallelSpec, Field(default_factory=ParallelSpec, description="How devices share the step")]
     training: Annotated[TrainingSpec, Field(default_factory=TrainingSpec, description="The recipe and its software")]
+    _directory: Path | None = PrivateAttr(default=None)  # of the run file: where a `python:` module is looked for
 
     @staticmethod
     def load(source: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
         """The run in a YAML or JSON file, or on standard input for '-', with `overrides` ("training.precision=fp16").
 
-        A file of an accelerator that the run names is looked for beside the run file.
+        A file of an accelerator or a module that the run names is looked for beside the run file.
 
         Raises InputError.
         """
@@ -44,7 +56,9 @@ class RunSpec(Section):
             return RunSpec.from_mapping(data, "standard input", overrides)
         path = Path(source)
         data = load_yaml(path, str(source))
-        return RunSpec.from_mapping(_beside(data, path.parent), str(source), overrides)
+        spec = RunSpec.from_mapping(_beside(data, path.parent), str(source), overrides)
+        spec._directory = path.parent
+        return spec
 
     @staticmethod
     def from_text(text: str, where: str = "run file", overrides: Iterable[str] = ()) -> RunSpec:
@@ -66,7 +80,9 @@ class RunSpec(Section):
 
     def override(self, overrides: Iterable[str], where: str = "run file") -> RunSpec:
         """This run with other values, `["training.precision=fp16", ...]`; what was a default is derived anew."""
-        return RunSpec.from_mapping(self.model_dump(mode="json", exclude_unset=True), where, overrides)
+        spec = RunSpec.from_mapping(self.model_dump(mode="json", exclude_unset=True), where, overrides)
+        spec._directory = self._directory
+        return spec
 
     def echo(self) -> dict[str, Any]:
         """The run as a plain mapping with all defaults filled in, which `from_mapping` reads back as the same run.
@@ -77,6 +93,17 @@ class RunSpec(Section):
         if isinstance(self.workload.model, ModelDimensions):
             plain["workload"]["model"] = {k: v for k, v in plain["workload"]["model"].items() if v is not None}
         return plain
+
+    def model(self) -> Model:
+        """What `workloads.build.build_module` takes; nothing is imported here."""
+        model = self.workload.model
+        if isinstance(model, HuggingFaceModel):
+            return workloads.model.HuggingFaceModel(model.huggingface, model.config)
+        if isinstance(model, PythonModel):
+            return workloads.model.PythonModel(model.python, model.arguments, self._directory)
+        config = self.dimensions()
+        assert config is not None  # a name or dimensions
+        return config
 
     @property
     def data_parallel(self) -> int:
@@ -103,7 +130,7 @@ class RunSpec(Section):
         """The model's dimensions with its family's defaults; None if it is a Hugging Face or Python module."""
         model = self.workload.model
         if isinstance(model, str):
-            return _named(model)
+            return named.load(model, "workload.model")
         if isinstance(model, ModelDimensions):
             return from_dimensions(model.model_dump(exclude_none=True), "workload.model")
         return None
@@ -119,15 +146,6 @@ class RunSpec(Section):
         _check_division(self)
         self.dimensions()
         return self
-
-
-def _named(name: str) -> ModelConfig:
-    try:
-        from workloads.named import load
-    except ImportError:
-        raise InputError(f"workload.model: there is no model named {short(name, quote=True)}") from None
-    config: ModelConfig = load(name)
-    return config
 
 
 def _check_division(spec: RunSpec) -> None:

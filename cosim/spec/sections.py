@@ -37,8 +37,14 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _bandwidth(value: object) -> object:
-    return parse_quantity(value, "bandwidth", "")
+def _quantity(dimension: str) -> tuple[BeforeValidator, PlainSerializer]:
+    """Reads text with a unit into an SI number, and writes it back as text."""
+    return (
+        BeforeValidator(lambda value: None if value is None else parse_quantity(value, dimension, ""), str),
+        PlainSerializer(
+            lambda value: format_quantity(value, dimension, 12), return_type=str, when_used="json-unless-none"
+        ),
+    )
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -46,11 +52,8 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Length = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
-Bandwidth = Annotated[
-    float,
-    BeforeValidator(_bandwidth, json_schema_input_type=str),
-    PlainSerializer(lambda value: format_quantity(value, "bandwidth", 12), return_type=str, when_used="json"),
-]
+Bandwidth = Annotated[float, *_quantity("bandwidth")]
+Duration = Annotated[float, *_quantity("time")]
 GradientFormat = Literal["fp32", "bf16", "fp16"]
 
 
@@ -164,11 +167,16 @@ Accelerator = Annotated[
 
 
 class Network(Section):
-    """Overrides of the cluster's network."""
+    """Overrides of the cluster's links; bandwidths are per device and direction."""
 
-    inter_node: Annotated[
-        Bandwidth | None, Field(gt=0, description="Between nodes, per device and direction, as in '400 Gb/s' (bytes/s)")
-    ] = None
+    inter_node: Annotated[Bandwidth | None, Field(gt=0, description="Between nodes: '400 Gb/s'")] = None
+    inter_node_latency: Annotated[Duration | None, Field(description="Between nodes: '5 us'")] = None
+    intra_node: Annotated[Bandwidth | None, Field(gt=0, description="On the fast fabric: '450 GB/s'")] = None
+    intra_node_latency: Annotated[Duration | None, Field(description="On the fast fabric: '1 us'")] = None
+
+    def overrides(self) -> dict[str, float]:
+        """Those that are given, in bytes/s and seconds."""
+        return self.model_dump(exclude_none=True)
 
 
 class SystemSpec(Section):
