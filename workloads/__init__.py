@@ -1,1 +1,1 @@
-"""What is trained: plain PyTorch Transformers, named configurations with their sources, and loaders for other people's models."""
+"""What is trained: plain PyTorch Transformers, named configurations with sources, loaders for other people's models."""

@@ -1,10 +1,9 @@
-"""GPT: packed qkv, dropout on the embedding and the residual branches; GPT-2, Megatron, MPT, BLOOM and Nemotron by options."""
+"""GPT: packed qkv, dropout on embedding and residual branches; GPT-2, Megatron, MPT, BLOOM and Nemotron by options."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workloads.layers import AttentionKind, Block, Positions, causal_mask, initialise, make_norm
+from workloads.layers import AttentionKind, Block, Positions, causal_mask, drop, initialise, make_norm
 from workloads.model import ModelConfig
 
 
@@ -44,4 +43,4 @@ class GPT(nn.Module):
             x = x + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return drop(x, self.dropout if self.training else 0.0)

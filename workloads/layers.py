@@ -29,7 +29,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return operators.rms_norm(x, self.weight, self.eps)[0]
+        normal: Tensor = operators.rms_norm(x, self.weight, self.eps)[0]
+        return normal
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -67,6 +68,14 @@ class Positions(nn.Module):
         return (self.slopes,) if self.kind == "alibi" else ()  # type: ignore[return-value]
 
 
+def drop(x: Tensor, dropout: float) -> Tensor:
+    """x with a share `dropout` of it zeroed and the rest scaled up, as one kernel with a boolean mask.
+
+    F.dropout is the same on CUDA, but on CPU tensors PyTorch takes it apart into four operators with a floating mask.
+    """
+    return torch.native_dropout(x, dropout, True)[0] if dropout else x
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x (batch, heads, seq, head_dim), halves rotated against each other, in x's own format.
 
@@ -93,7 +102,7 @@ def unfused_attention(
         columns = torch.arange(k.shape[2], device=k.device, dtype=slopes.dtype)
         scores = scores + (slopes.view(-1, 1, 1) * columns).to(scores.dtype)
     scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
-    weights = F.dropout(F.softmax(scores, dim=-1), dropout)
+    weights = drop(F.softmax(scores, dim=-1), dropout)
     return torch.matmul(weights, v)
 
 
@@ -126,7 +135,7 @@ class Attention(nn.Module):
             q, k, v = qkv.split((self.groups, 1, 1), dim=3)
             return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
         q, k, v = self.query(x), self.key(x), self.value(x)
-        return tuple(y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))  # type: ignore[return-value]
+        return tuple(y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
 
     def forward(self, x: Tensor, positions: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
         q, k, v = (y.transpose(1, 2) for y in self.project(x))
@@ -178,12 +187,9 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, positions: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
-        x = x + self.drop(self.attention(self.attention_norm(x), positions, mask))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
-
-    def drop(self, x: Tensor) -> Tensor:
-        """Dropout on a branch before it joins the residual stream."""
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        dropout = self.dropout if self.training else 0.0
+        x = x + drop(self.attention(self.attention_norm(x), positions, mask), dropout)
+        return x + drop(self.mlp(self.mlp_norm(x)), dropout)
 
 
 def causal_mask(tokens: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from workloads.model import ModelConfig
 class Llama(nn.Module):
     """tokens (batch, seq) int64 -> logits (batch, seq, vocab).
 
-    Touvron et al., arXiv 2302.13971 and 2307.09288; laid out as torchtitan's, with Hugging Face's rotate-half rotary form.
+    Touvron et al., arXiv 2302.13971 and 2307.09288; laid out as torchtitan's, with Hugging Face's rotate-half rotary
+    form.
     """
 
     def __init__(self, config: ModelConfig, attention: AttentionKind = "flash", dropout: float = 0.0) -> None:

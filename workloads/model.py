@@ -4,7 +4,8 @@ Nothing here needs torch; `workloads.build` turns a configuration into a module.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from hwmodels.units import InputError
@@ -100,7 +101,7 @@ class ModelConfig:
         return self.layers * self.layer_matmul_parameters() + self.vocab * self.hidden
 
     def model_flops_per_token(self, seq_len: int) -> float:
-        """FLOP of forward and backward for one token of a causal sequence of `seq_len` tokens, recomputation not counted.
+        """FLOP of forward and backward per token of a causal sequence of `seq_len` tokens, recomputation not counted.
 
         6 * matmul_parameters + 6 * layers * seq_len * heads * head_dim: a multiply and an add per weight, forward and
         twice backward; QK^T and PV are 4 * seq_len * heads * head_dim forward, of which a causal mask leaves half
@@ -109,12 +110,32 @@ class ModelConfig:
         return 6.0 * self.matmul_parameters() + 6.0 * self.layers * seq_len * self.heads * self.head_dim
 
 
+@dataclass(frozen=True, slots=True)
+class HuggingFaceModel:
+    """A class of the transformers library and the entries of its configuration; no weights are fetched."""
+
+    class_name: str
+    config: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonModel:
+    """A user's own module: `package.module:build`, called with `arguments`; imported as if from `directory`."""
+
+    target: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    directory: Path | None = None  # of the run file; the current one when None
+
+
+Model = ModelConfig | HuggingFaceModel | PythonModel
+
+
 def from_dimensions(values: Mapping[str, object], where: str = "model") -> ModelConfig:
     """The configuration that `values` states, completed with its family's defaults.
 
-    gpt: LayerNorm, biases, learned positions, tied embeddings, GELU, ffn = 4 * hidden, 2048 positions. llama: RMSNorm, no
-    biases, rotary positions, untied embeddings, SwiGLU, ffn = 8/3 * hidden rounded up to 256. Both: head_dim =
-    hidden / heads, kv_heads = heads.
+    gpt: LayerNorm, biases, learned positions, tied embeddings, GELU, ffn = 4 * hidden. llama: RMSNorm, no biases,
+    rotary positions, untied embeddings, SwiGLU, ffn = 8/3 * hidden rounded up to 256. Both: head_dim = hidden / heads,
+    kv_heads = heads, 2048 positions.
 
     Raises InputError with one sentence that names `where`, the key, the value and what is allowed.
     """
@@ -129,7 +150,9 @@ def from_dimensions(values: Mapping[str, object], where: str = "model") -> Model
     llama = given["family"] == "llama"
     hidden, heads = given["hidden"], given["heads"]
     if "head_dim" not in given and hidden % heads:
-        raise InputError(f"{where}.heads: {heads} does not divide hidden {hidden}; allowed: a divisor, or state head_dim")
+        raise InputError(
+            f"{where}.heads: {heads} does not divide hidden {hidden}; allowed: a divisor, or state head_dim"
+        )
     activation = _activation(given, where)
     defaults: dict[str, Any] = {
         "head_dim": hidden // heads,
@@ -228,9 +251,8 @@ def _kv_heads(given: Mapping[str, Any], where: str) -> int:
     if heads % kv_heads:
         raise InputError(f"{where}.kv_heads: {kv_heads} does not divide heads {heads}; allowed: a divisor of heads")
     if (kind == "mha" and kv_heads != heads) or (kind == "mqa" and kv_heads != 1):
-        raise InputError(
-            f"{where}.kv_heads: {kv_heads} contradicts attn_type {kind!r}; allowed with it: {heads if kind == 'mha' else 1}"
-        )
+        allowed = heads if kind == "mha" else 1
+        raise InputError(f"{where}.kv_heads: {kv_heads} contradicts attn_type {kind!r}; allowed with it: {allowed}")
     return kv_heads
 
 

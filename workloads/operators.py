@@ -9,8 +9,9 @@ A trace sees each as one node. The plain implementations run on any device in an
 correctness; they are registered for every backend, so a faster CPU or CUDA kernel of the same schema simply takes
 precedence. Importing this module registers them, once.
 
-Shapes: q (batch, heads, seq, head_dim); k and v (batch, kv_heads, seq_k, head_dim), where kv_heads divides heads; results
-are laid out in memory as (batch, seq, heads, head_dim), as FlashAttention's are, so that merging the heads is a view.
+Shapes: q (batch, heads, seq, head_dim); k and v (batch, kv_heads, seq_k, head_dim), where kv_heads divides heads.
+Results are shaped like q and lie in memory as (batch, seq, heads, head_dim), as FlashAttention's do, so that merging
+the heads is a view.
 """
 
 import math
@@ -117,9 +118,7 @@ def _attention_gradient(ctx: Any, grad_out: Tensor | None, *_unused: None) -> tu
     if grad_out is None:
         return (None,) * 7
     q, k, v, out, lse, seed, slopes = ctx.saved_tensors
-    dq, dk, dv = attention_backward(
-        grad_out, q, k, v, out, lse, seed, ctx.causal, ctx.dropout, ctx.scale, slopes
-    )
+    dq, dk, dv = attention_backward(grad_out, q, k, v, out, lse, seed, ctx.causal, ctx.dropout, ctx.scale, slopes)
     return dq, dk, dv, None, None, None, None
 
 
@@ -175,7 +174,7 @@ rms_norm.register_autograd(_rms_norm_gradient, setup_context=_save_rms_norm)
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The slope of each head's linear bias: 2^(-8 i / n) for n a power of two, interleaved otherwise (arXiv 2108.12409)."""
+    """Each head's slope: 2^(-8 i / n) for n heads, n a power of two, interleaved otherwise (arXiv 2108.12409)."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
@@ -210,7 +209,7 @@ def _keep(weights: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
 def _grouped(x: Tensor, k: Tensor) -> Tensor:
     """(batch, heads, ...) as (batch, kv_heads, heads per kv head, ...)."""
-    return x.unflatten(1, (k.shape[1], -1))
+    return x.reshape(x.shape[0], k.shape[1], -1, *x.shape[2:])
 
 
 def _ungrouped(x: Tensor) -> Tensor:
