@@ -1,9 +1,9 @@
 """The graph that every stage speaks: one device's whole training step, in the order in which it ran.
 
-An `OpGraph` is a set of columns: ops, tensors and storages are rows of integer arrays, and what many of them have in common
-(`TensorSpec`, `OpKind`) is stored once, so that Llama-3-70B's 25 thousand ops are a megabyte on disk and a few hundred
-kinds to price. Shapes are products of named axes: `bind` gives the same graph at another batch or sequence length.
-`to_networkx` is the same thing for people and for graph algorithms.
+An `OpGraph` is a set of columns: ops, tensors and storages are rows of integer arrays, and what many of them have in
+common (`TensorSpec`, `OpKind`) is stored once, so that Llama-3-70B's 25 thousand ops are a megabyte on disk and a few
+hundred kinds to price. Shapes are products of named axes: `bind` gives the same graph at another batch or sequence
+length. `to_networkx` is the same thing for people and for graph algorithms.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class TensorSpec:
 class OpKind:
     """What ops that differ only in their data share: target, class of the vocabulary, operands and attributes.
 
-    `inputs` and `outputs` are indices into `OpGraph.specs`, lists flattened; `mutated` are positions in `inputs` that are also
-    written. `attributes` holds what costing needs (causal, dropout, layout TN/NN/NT, dim, ...).
+    `inputs` and `outputs` are indices into `OpGraph.specs`, lists flattened; `mutated` are positions in `inputs` that
+    are also written. `attributes` holds what costing needs (causal, dropout, layout TN/NN/NT, dim, ...).
     """
 
     target: str  # "aten.mm", "cosim.attention"
@@ -80,7 +80,9 @@ class OpKind:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the module: its qualified name, shape and format, and the repeated block that it lives in (-1: none)."""
+    """A parameter of the module: its qualified name, shape and format, and the repeated block that it lives in (-1:
+    none).
+    """
 
     name: str
     spec: int
@@ -91,7 +93,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of identical blocks, found in the traced ops: `path` with `*` for the number, and one entry per instance."""
+    """A run of identical blocks, found in the traced ops: `path` with `*` for the number, and one entry per
+    instance.
+    """
 
     path: str
     layers: tuple[int, ...]  # values of `op_layer`, in forward order
@@ -122,10 +126,12 @@ class Csr:
 
 @dataclass(frozen=True)
 class OpGraph:
-    """A traced training step. Row i of the `op_*` columns is the i-th op in execution order; views are ops that cost nothing.
+    """A traced training step. Row i of the `op_*` columns is the i-th op in execution order; views are ops that cost
+    nothing.
 
-    `storage_alloc` and `storage_free` are op indices: the storage comes to life with op `alloc` (-1: before the step) and its memory
-    is given back right after op `free` (number of ops: never within the step). They are PyTorch's own lifetimes, seen while tracing.
+    `storage_alloc` and `storage_free` are op indices: the storage comes to life with op `alloc` (-1: before the step)
+    and its memory is given back right after op `free` (number of ops: never within the step). They are PyTorch's own
+    lifetimes, seen while tracing.
     """
 
     axes: Mapping[Axis, int]
@@ -153,7 +159,9 @@ class OpGraph:
         return len(self.op_kind)
 
     def bind(self, **sizes: int) -> OpGraph:
-        """The same graph with other axis sizes, for example `bind(batch=2, sequence=8192)`; raises KeyError for an unknown axis."""
+        """The same graph with other axis sizes, for example `bind(batch=2, sequence=8192)`; raises KeyError for an
+        unknown axis.
+        """
         for axis in sizes:
             if axis not in self.axes:
                 raise KeyError(axis)
@@ -187,7 +195,9 @@ class OpGraph:
         return sum(seen.values())
 
     def to_networkx(self) -> networkx.DiGraph:
-        """Ops as nodes with their attributes; an edge per tensor from its producer to each reader, with bytes and whether saved."""
+        """Ops as nodes with their attributes; an edge per tensor from its producer to each reader, with bytes and
+        whether saved.
+        """
         import networkx
 
         graph = networkx.DiGraph(axes=dict(self.axes))

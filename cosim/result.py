@@ -1,6 +1,7 @@
 """What one simulated step says: the stable, versioned result, and the detail that reports draw.
 
-`Result.to_json` is the contract with users (schema_version); `Detail` is what a report needs beyond it and is never written to a file.
+`Result.to_json` is the contract with users (schema_version); `Detail` is what a report needs beyond it and is never
+written to a file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class OpRow:
 
 @dataclass(frozen=True, slots=True)
 class MemoryCurve:
-    """Bytes in use on the worst rank over the step: `time_s` (n,), `bytes` (categories, n), `categories` as in memory_bytes."""
+    """Bytes in use on the worst rank over the step: `time_s` (n,), `bytes` (categories, n), `categories` as in
+    memory_bytes.
+    """
 
     time_s: NDArray[np.float64]
     bytes: NDArray[np.float64]
@@ -72,7 +75,9 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One simulated training step. Times in seconds, memory in bytes, of one device; energy and cost of the whole system."""
+    """One simulated training step. Times in seconds, memory in bytes, of one device; energy and cost of the whole
+    system.
+    """
 
     step_time_s: float
     step_time_interval_s: tuple[float, float] | None
@@ -87,7 +92,9 @@ class Result:
     worst_rank: int
     memory_bytes: Mapping[str, float]  # at the peak: weights gradients optimizer activations temporary framework
     memory_capacity_bytes: float
-    time_breakdown_s: Mapping[str, Any]  # compute: {op class: s}, exposed_communication: {kind: s}, bubble, host, optimizer
+    time_breakdown_s: Mapping[
+        str, Any
+    ]  # compute: {op class: s}, exposed_communication: {kind: s}, bubble, host, optimizer
     clock_hz: float
     energy_j: float
     cost_usd: float | None

@@ -1,0 +1,152 @@
+"""The step cut into segments: runs of consecutive ops of one block and phase, the compute tasks of a program.
+
+A segment stands for many kernels. Its work is their sum; its span says when the last one can end if the host launches
+them one by one; its memory profile has every allocation and release at its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosim.engine.coalesce import merge_kernels
+from cosim.engine.program import PICOSECONDS_PER_S, MemoryProfile
+from cosim.graph import Category, OpGraph, Phase
+from cosim.mapping.pricing import Prices
+from cosim.memory import lifetime_profile, round_allocation
+from cosim.stacks.stack import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Ops `start` to `stop` (exclusive), all of one phase and block (layer -1: outside blocks)."""
+
+    start: int
+    stop: int
+    phase: Phase
+    layer: int
+    work_ps: int
+    launch_ps: int
+    span_ps: int
+    stretch: float  # how much longer it runs while a communication kernel holds its share of cores and memory bandwidth
+    profile: MemoryProfile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """What a communication kernel holds of the device while it runs."""
+
+    core_share: float
+    memory_share: float
+
+
+def boundaries(graph: OpGraph) -> list[tuple[int, int]]:
+    """Where phase or block changes; views go with the op before them."""
+    count = len(graph)
+    if not count:
+        return []
+    is_view = np.array([kind.op_class == "view" for kind in graph.kinds])[graph.op_kind]
+    key = graph.op_phase.astype(np.int64) * 1_000_000 + graph.op_layer
+    position = np.where(is_view, -1, np.arange(count))
+    latest = np.maximum.accumulate(position)
+    first_real = int(np.argmax(~is_view)) if not is_view.all() else 0
+    key = key[np.where(latest < 0, first_real, latest)]
+    cuts = np.flatnonzero(np.diff(key)) + 1
+    edges = [0, *cuts.tolist(), count]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def segments(
+    graph: OpGraph,
+    prices: Prices,
+    stack: Stack,
+    interference: Interference,
+    optimizer_shards: int,
+    launch_fraction: float,
+) -> list[Segment]:
+    """The segments of the step, in execution order.
+
+    `launch_fraction` scales the host's kernels per op (1 in eager mode). Segments with the same ops share one
+    computation.
+    """
+    host_s = {
+        Phase.FORWARD: stack.host_forward_s,
+        Phase.RECOMPUTE: stack.host_forward_s,
+        Phase.BACKWARD: stack.host_backward_s,
+        Phase.OPTIMIZER: stack.host_optimizer_s,
+    }
+    op_ps = np.rint(prices.time_s * PICOSECONDS_PER_S).astype(np.int64)
+    lifetimes = _Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
+    known: dict[tuple[int, bytes], tuple[int, int, int, float]] = {}
+    found: list[Segment] = []
+    for start, stop in boundaries(graph):
+        phase = Phase(int(graph.op_phase[stop - 1]))
+        layer = int(graph.op_layer[stop - 1])
+        key = (int(phase), prices.limit[start:stop].tobytes())
+        if key not in known:
+            chosen = prices.kernels[start:stop] > 0
+            work = op_ps[start:stop][chosen]
+            per_kernel = host_s[phase] * launch_fraction * PICOSECONDS_PER_S
+            launch = np.rint(prices.kernels[start:stop][chosen] * per_kernel).astype(np.int64)
+            merged = merge_kernels(work, launch)
+            known[key] = (*merged, _stretch(prices, slice(start, stop), interference))
+        work_ps, launch_ps, span_ps, stretch = known[key]
+        profile = lifetimes.profile(start, stop, op_ps[start:stop])
+        found.append(Segment(start, stop, phase, layer, work_ps, launch_ps, span_ps, stretch, profile))
+    return found
+
+
+def _stretch(prices: Prices, ops: slice, held: Interference) -> float:
+    """Time of the ops while cores and bandwidth are held, over their time alone: each waits for the scarcer of the
+    two.
+    """
+    time = prices.time_s[ops]
+    total = float(time.sum())
+    if total == 0:
+        return 1.0
+    cores = prices.core_share[ops] / (1 - held.core_share)
+    memory = prices.memory_share[ops] / (1 - held.memory_share)
+    return float((time * np.maximum(1.0, np.maximum(cores, memory))).sum()) / total
+
+
+class _Lifetimes:
+    """Activations and temporaries by the op that allocates and the op that frees them."""
+
+    def __init__(self, graph: OpGraph, unit_bytes: int, optimizer_shards: int) -> None:
+        counted = np.isin(graph.storage_category, [Category.ACTIVATIONS, Category.TEMPORARY])
+        counted &= graph.storage_alloc >= 0
+        rows = np.flatnonzero(counted)
+        self.alloc = graph.storage_alloc[rows]
+        self.free = graph.storage_free[rows]
+        size = graph.storage_bytes[rows].astype(np.float64)
+        in_optimizer = graph.op_phase[self.alloc] == Phase.OPTIMIZER
+        size = np.where(in_optimizer, np.ceil(size / optimizer_shards), size).astype(np.int64)
+        self.size = round_allocation(size, unit_bytes)
+        self.category = graph.storage_category[rows]
+        self.by_alloc = np.argsort(self.alloc, kind="stable")
+        self.by_free = np.argsort(self.free, kind="stable")
+
+    def profile(self, start: int, stop: int, op_ps: NDArray[np.int64]) -> MemoryProfile | None:
+        """The profile of ops `start` to `stop`, or None where they neither allocate nor free."""
+        born = self._within(self.alloc, self.by_alloc, start, stop)
+        gone = self._within(self.free, self.by_free, start, stop)
+        if not len(born) and not len(gone):
+            return None
+        rows = np.union1d(born, gone)
+        return lifetime_profile(
+            op_ps, self.alloc[rows] - start, self.free[rows] - start, self.size[rows], self.category[rows]
+        )
+
+    @staticmethod
+    def _within(column: NDArray[np.int32], order: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+        ordered = column[order]
+        low, high = np.searchsorted(ordered, [start, stop])
+        return order[low:high]
+
+
+def of_phase(found: Iterable[Segment], *phases: Phase) -> list[Segment]:
+    """The segments of the given phases, in order."""
+    return [segment for segment in found if segment.phase in phases]

@@ -1,0 +1,188 @@
+"""Data parallelism and ZeRO: which parameters are gathered and whose gradients are reduced together, in which format
+and order.
+
+Stages as ZeRO numbers them (Rajbhandari et al. 2020, arXiv 1910.02054): 0 replicates everything and all-reduces
+gradients in buckets; 1 shards the optimizer; 2 also the gradients; 3 also the parameters (FSDP), gathered unit by unit
+before they are used. Bytes per rank, P parameters over N ranks with 16-bit compute and fp32 Adam: 16P, 4P + 12P/N, 2P +
+14P/N, 16P/N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from cosim.graph import Category, OpGraph, Phase
+
+ROOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class StepFormats:
+    """Bytes per element of what a step holds and sends, from the precision and the stack."""
+
+    parameter: int  # as forward and backward read them
+    master: int  # as the optimizer reads them; equal to `parameter` when there is one copy
+    gradient: int  # as the optimizer reads it
+    gather: int
+    reduce: int
+    optimizer_state: int  # bytes per parameter of all states together
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Parameters that are gathered together: a repeated block, or the root (layer -1), which holds the rest."""
+
+    layer: int
+    elements: int
+    trainable: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Gradients reduced together: complete once the backward op `ready` has run."""
+
+    elements: int
+    ready: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataParallelPlan:
+    """One rank's part: every rank does the same."""
+
+    degree: int
+    per_node: int  # members of the group on one fast fabric
+    zero: int
+    formats: StepFormats
+    units: tuple[Unit, ...]  # forward order, the root first
+    buckets: tuple[Bucket, ...]  # in the order in which they are complete; empty with zero 3
+    overlap_gradients: bool
+    overlap_parameters: bool
+
+    @property
+    def elements(self) -> int:
+        return sum(unit.elements for unit in self.units)
+
+    @property
+    def trainable(self) -> int:
+        return sum(unit.trainable for unit in self.units)
+
+    def shards(self, what: Category) -> int:
+        """Into how many parts weights, gradients or optimizer states are cut."""
+        first_sharded = {Category.OPTIMIZER: 1, Category.GRADIENTS: 2, Category.WEIGHTS: 3}[what]
+        return self.degree if self.zero >= first_sharded else 1
+
+    def resident_bytes(self) -> dict[Category, int]:
+        """What a rank holds during the whole step; gradients only where they are not made anew in each step (none)."""
+        formats = self.formats
+        two_copies = formats.master != formats.parameter
+        if self.zero == 3:
+            weights, extra = self.elements * formats.master, 0
+        else:
+            weights, extra = self.elements * formats.parameter, self.trainable * formats.master * two_copies
+        optimizer = self.trainable * formats.optimizer_state + extra
+        return {
+            Category.WEIGHTS: math.ceil(weights / self.shards(Category.WEIGHTS)),
+            Category.OPTIMIZER: math.ceil(optimizer / self.shards(Category.OPTIMIZER)),
+        }
+
+
+def plan(
+    graph: OpGraph,
+    *,
+    degree: int,
+    per_node: int,
+    zero: int,
+    formats: StepFormats,
+    overlap_gradients: bool,
+    overlap_parameters: bool,
+    bucket_bytes: int,
+    first_bucket_bytes: int,
+) -> DataParallelPlan:
+    """The plan of one rank for `degree` replicas, `per_node` of them on one fast fabric."""
+    units = _units(graph)
+    buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
+    return DataParallelPlan(
+        degree, min(per_node, degree), zero, formats, units, buckets, overlap_gradients, overlap_parameters
+    )
+
+
+def _units(graph: OpGraph) -> tuple[Unit, ...]:
+    """One unit per repeated block and one for everything else; a tied parameter counts once, where it is first used."""
+    layers: dict[int, list[tuple[int, bool]]] = {ROOT: []}
+    for block in graph.blocks:
+        for layer in block.layers:
+            layers[layer] = []
+    seen: set[int] = set()
+    for parameter in graph.parameters:
+        if parameter.storage not in seen:
+            seen.add(parameter.storage)
+            home = parameter.layer if parameter.layer in layers else ROOT
+            layers[home].append((math.prod(graph.shapes[parameter.spec]), parameter.trainable))
+    return tuple(
+        Unit(layer, sum(n for n, _ in held), sum(n for n, trainable in held if trainable), len(held))
+        for layer, held in layers.items()
+    )
+
+
+def _buckets(graph: OpGraph, itemsize: int, bucket_bytes: int, first_bucket_bytes: int) -> tuple[Bucket, ...]:
+    """Gradients in the order in which backward completes them, cut where a bucket is full (PyTorch DDP: first one
+    smaller).
+    """
+    ready = _gradient_ready(graph)
+    elements = {p.storage: math.prod(graph.shapes[p.spec]) for p in graph.parameters if p.trainable}
+    buckets: list[Bucket] = []
+    held, last, limit = 0, 0, first_bucket_bytes
+    for storage in sorted(elements, key=lambda s: ready[s]):
+        held += elements[storage]
+        last = ready[storage]
+        if held * itemsize >= limit:
+            buckets.append(Bucket(held, last))
+            held, limit = 0, bucket_bytes
+    if held:
+        buckets.append(Bucket(held, last))
+    return tuple(buckets)
+
+
+def _gradient_ready(graph: OpGraph) -> Mapping[int, int]:
+    """Parameter storage -> the last backward op of the module uses that read it, mirrored from forward.
+
+    A parameter's gradient is complete when backward leaves the place of the parameter's first use in forward: the end
+    of that block's backward for a block's parameter, the beginning of backward for the head's, its end for the
+    embedding's.
+    """
+    backward = np.flatnonzero(graph.op_phase == Phase.BACKWARD)
+    if not len(backward):
+        return {p.storage: len(graph) - 1 for p in graph.parameters}
+    layer_end: dict[int, int] = {}
+    for layer in {layer for block in graph.blocks for layer in block.layers}:
+        ops = backward[graph.op_layer[backward] == layer]
+        layer_end[layer] = int(ops[-1]) if len(ops) else int(backward[-1])
+    in_blocks = backward[graph.op_layer[backward] >= 0]
+    head_end = int(in_blocks[0]) - 1 if len(in_blocks) else int(backward[-1])
+    first_use = _first_forward_use(graph)
+    forward_blocks = np.flatnonzero((graph.op_phase == Phase.FORWARD) & (graph.op_layer >= 0))
+    first_block = int(forward_blocks[0]) if len(forward_blocks) else len(graph)
+    ready: dict[int, int] = {}
+    for parameter in graph.parameters:
+        if parameter.layer in layer_end:
+            end = layer_end[parameter.layer]
+        else:
+            end = head_end if first_use.get(parameter.storage, 0) > first_block else int(backward[-1])
+        ready[parameter.storage] = max(end, ready.get(parameter.storage, 0))
+    return ready
+
+
+def _first_forward_use(graph: OpGraph) -> Mapping[int, int]:
+    wanted = {p.storage for p in graph.parameters}
+    storages = graph.tensor_storage[graph.op_inputs.indices]
+    first: dict[int, int] = {}
+    rows = np.repeat(np.arange(len(graph)), np.diff(graph.op_inputs.indptr))
+    for row, storage in zip(rows.tolist(), storages.tolist(), strict=True):
+        if storage in wanted and storage not in first:
+            first[storage] = row
+    return first

@@ -1,0 +1,73 @@
+"""What `training.precision` means in a software stack: formats of parameters, compute, gradients and masters.
+
+16-bit training keeps fp32 masters (Micikevicius et al. 2017, arXiv 1710.03740). Stacks differ in where they are:
+`autocast` keeps fp32 parameters and casts them op by op; `cast_parameters` (FSDP's mixed precision) shards fp32 and
+gathers 16 bit; `master_weights` holds the 16-bit model and fp32 copies for the optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cosim.parallel.data_parallel import StepFormats
+from cosim.stacks.stack import Stack
+
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+STATES_BYTES = {"adamw": 8, "adam": 8, "sgd": 0}
+"""Bytes of optimizer state per parameter: Adam's two fp32 moments; SGD without momentum has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Formats by role. `autocast` is None without it; `master` is None where the optimizer updates the parameters
+    themselves.
+    """
+
+    parameter: str
+    autocast: str | None
+    master: str | None
+    gradient: str
+    gather: str
+    reduce: str
+    fp32_matmul: str  # fp32 or tf32
+    compute: str  # of matrix products, for the chip's peak
+
+    def step_formats(self, optimizer: str) -> StepFormats:
+        """The same in bytes per element."""
+        return StepFormats(
+            parameter=ITEMSIZE[self.parameter],
+            master=ITEMSIZE[self.master or self.parameter],
+            gradient=ITEMSIZE[self.gradient],
+            gather=ITEMSIZE[self.gather],
+            reduce=ITEMSIZE[self.reduce],
+            optimizer_state=STATES_BYTES[optimizer],
+        )
+
+
+def resolve(
+    precision: str, stack: Stack, sharded: bool, gradient_format: str | None, reduce_format: str | None
+) -> Precision:
+    """The formats of `precision` under `stack`, where parameters are `sharded` (ZeRO 3) or not.
+
+    The run's own gradient and reduction formats come first.
+    """
+    if precision in ("fp32", "tf32"):
+        gradient, reduced = gradient_format or "fp32", reduce_format or "fp32"
+        return Precision("fp32", None, None, gradient, "fp32", reduced, precision, precision)
+
+    def named(role: str) -> str:
+        return precision if role == "compute" else role
+
+    way = stack.mixed_precision_sharded if sharded else stack.mixed_precision_replicated
+    autocast = way == "autocast"
+    parameter = "fp32" if autocast else precision
+    return Precision(
+        parameter=parameter,
+        autocast=precision if autocast else None,
+        master=None if autocast else "fp32",
+        gradient=gradient_format or named(stack.gradient_format),
+        gather=named(stack.parameter_gather_format),
+        reduce=reduce_format or named(stack.gradient_reduce_format),
+        fp32_matmul="fp32",
+        compute=precision,
+    )
