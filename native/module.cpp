@@ -12,6 +12,7 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 
 #include "kernels/kernels.h"
 
@@ -23,6 +24,19 @@ namespace {
 using Input = nb::ndarray<nb::ro>;
 using Output = nb::ndarray<>;
 
+// The array that a Python object gives access to, without a copy.
+template <typename Array>
+Array array_from(nb::handle object, const char* name) {
+    Array array;
+    if (!nb::try_cast<Array>(object, array, false)) {
+        const std::string type = nb::type_name(object.type()).c_str();
+        const bool written = std::is_same_v<Array, Output>;
+        throw nb::type_error((std::string(name) + " must be a " + (written ? "writable " : "") +
+                              "NumPy array or PyTorch tensor with memory on a CPU or a CUDA device, not " + type).c_str());
+    }
+    return array;
+}
+
 std::string shape_of(const nb::ndarray<nb::ro>& array) {
     std::string text = "(";
     for (std::size_t i = 0; i < array.ndim(); ++i) text += (i ? ", " : "") + std::to_string(array.shape(i));
@@ -30,9 +44,9 @@ std::string shape_of(const nb::ndarray<nb::ro>& array) {
 }
 
 bool is_dense_row_major(const nb::ndarray<nb::ro>& array) {
+    if (array.size() == 0) return true;
     std::int64_t expected = 1;
     for (std::size_t i = array.ndim(); i-- > 0;) {
-        if (array.shape(i) == 0) return true;
         if (array.shape(i) != 1 && array.stride(i) != expected) return false;
         expected *= static_cast<std::int64_t>(array.shape(i));
     }
@@ -65,16 +79,14 @@ void check_together(const nb::ndarray<nb::ro>& input, const std::string& name, c
         throw nb::value_error(("out must not share memory with " + name).c_str());
 }
 
-void check_on_cpu(const Output& out) {
-    if (out.device_type() != nb::device::cpu::value) throw nb::value_error("out must be on the CPU");
-}
-
 unsigned thread_count(int threads) {
     if (threads < 0) throw nb::value_error("threads must be 0 (one per processor) or more");
     return threads > 0 ? static_cast<unsigned>(threads) : std::max(1u, std::thread::hardware_concurrency());
 }
 
-void gemm(Input a, Input b, Output out, int threads, std::uintptr_t stream) {
+void gemm(nb::handle given_a, nb::handle given_b, nb::handle given_out, int threads, std::uintptr_t stream) {
+    const auto a = array_from<Input>(given_a, "a"), b = array_from<Input>(given_b, "b");
+    const auto out = array_from<Output>(given_out, "out");
     check(a, "a", 2);
     check(b, "b", 2);
     check(Input(out), "out", 2);
@@ -102,28 +114,34 @@ void gemm(Input a, Input b, Output out, int threads, std::uintptr_t stream) {
     cosim::gemm_cpu(data(a), data(b), data(out), m, n, k, count);
 }
 
-void check_vector(const Input& input, const std::string& name, const Output& out) {
-    check(input, name, 1);
-    if (input.size() != out.size())
-        throw nb::value_error((name + " has " + std::to_string(input.size()) + " elements and out has " +
-                               std::to_string(out.size())).c_str());
-    check_together(input, name, out);
+Output output_vector(nb::handle given) {
+    const auto out = array_from<Output>(given, "out");
+    check(Input(out), "out", 1);
+    if (out.device_type() != nb::device::cpu::value) throw nb::value_error("out must be on the CPU");
+    return out;
 }
 
-void stream_copy(Input a, Output out, int threads) {
-    check(Input(out), "out", 1);
-    check_on_cpu(out);
-    check_vector(a, "a", out);
+Input input_vector(nb::handle given, const char* name, const Output& out) {
+    const auto input = array_from<Input>(given, name);
+    check(input, name, 1);
+    if (input.size() != out.size())
+        throw nb::value_error((std::string(name) + " has " + std::to_string(input.size()) + " elements and out has " +
+                               std::to_string(out.size())).c_str());
+    check_together(input, name, out);
+    return input;
+}
+
+void stream_copy(nb::handle given_a, nb::handle given_out, int threads) {
+    const Output out = output_vector(given_out);
+    const Input a = input_vector(given_a, "a", out);
     const unsigned count = thread_count(threads);
     nb::gil_scoped_release release;
     cosim::stream_copy_cpu(data(a), data(out), out.size(), count);
 }
 
-void stream_triad(Input b, Input c, float scalar, Output out, int threads) {
-    check(Input(out), "out", 1);
-    check_on_cpu(out);
-    check_vector(b, "b", out);
-    check_vector(c, "c", out);
+void stream_triad(nb::handle given_b, nb::handle given_c, float scalar, nb::handle given_out, int threads) {
+    const Output out = output_vector(given_out);
+    const Input b = input_vector(given_b, "b", out), c = input_vector(given_c, "c", out);
     const unsigned count = thread_count(threads);
     nb::gil_scoped_release release;
     cosim::stream_triad_cpu(data(b), data(c), scalar, data(out), out.size(), count);
@@ -142,9 +160,9 @@ std::tuple<bool, int, std::string> cuda_info() {
 }  // namespace
 
 NB_MODULE(_core, m) {
-    m.def("gemm", &gemm, "a"_a.noconvert(), "b"_a.noconvert(), "out"_a.noconvert(), "threads"_a, "stream"_a);
-    m.def("stream_copy", &stream_copy, "a"_a.noconvert(), "out"_a.noconvert(), "threads"_a);
-    m.def("stream_triad", &stream_triad, "b"_a.noconvert(), "c"_a.noconvert(), "scalar"_a, "out"_a.noconvert(), "threads"_a);
+    m.def("gemm", &gemm, "a"_a, "b"_a, "out"_a, "threads"_a, "stream"_a);
+    m.def("stream_copy", &stream_copy, "a"_a, "out"_a, "threads"_a);
+    m.def("stream_triad", &stream_triad, "b"_a, "c"_a, "scalar"_a, "out"_a, "threads"_a);
     m.def("cuda_info", &cuda_info);
     m.def("cpu_instructions", &cosim::gemm_cpu_instructions);
 }
