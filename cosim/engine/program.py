@@ -34,6 +34,7 @@ To the picosecond, for tasks with demands:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,6 +82,12 @@ class Demands:
     indptr: Ints
     resource: Ints
     amount: NDArray[np.float64]
+
+    def rows(self) -> list[tuple[tuple[int, float], ...]]:
+        """(resource, amount) of every task, as Python numbers."""
+        entries = list(zip(self.resource.tolist(), self.amount.tolist(), strict=True))
+        ends = self.indptr.tolist()
+        return [tuple(entries[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, slots=True)

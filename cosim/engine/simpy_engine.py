@@ -7,6 +7,7 @@ Tasks without demands take a known time; the others do their work in `_SharedWor
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import insort
 from collections.abc import Generator
@@ -45,7 +46,8 @@ class _Play:
         self.span: list[int] = program.span_ps.tolist()
         self.synchronises: list[bool] = program.synchronises.tolist()
         self.rendezvous: list[int] = program.rendezvous.tolist()
-        self.depends = _rows(program.depends.indptr, program.depends.indices.tolist())
+        others: list[int] = program.depends.indices.tolist()
+        self.depends = [others[a:b] for a, b in itertools.pairwise(program.depends.indptr.tolist())]
         tasks = len(program)
         self.issue = [0 if host < 0 else UNKNOWN for host in program.host.tolist()]
         self.hosted = [host >= 0 for host in program.host.tolist()]
@@ -176,7 +178,8 @@ class _SharedWork:
         self.env = env
         self.capacity = [float(resource.capacity) for resource in program.resources]
         self.priority: list[int] = program.priority.tolist()
-        self.demands = _demands(program)
+        rows = (tuple((r, amount) for r, amount in row if amount > 0) for row in program.demands.rows())
+        self.demands: dict[int, tuple[Demand, ...]] = {task: row for task, row in enumerate(rows) if row}
         self.flows: dict[int, _Flow] = {}
         self.order: list[int] = []  # the running tasks by row
         self.settling = False
@@ -230,22 +233,6 @@ class _SharedWork:
         if rows not in self.known:
             self.known[rows] = speeds([row for _, row in rows], [priority for priority, _ in rows], self.capacity)
         return self.known[rows]
-
-
-def _demands(program: Program) -> dict[int, tuple[Demand, ...]]:
-    """What each task demands, without those that demand nothing."""
-    entries = list(zip(program.demands.resource.tolist(), program.demands.amount.tolist(), strict=True))
-    rows = {
-        task: tuple((resource, amount) for resource, amount in row if amount > 0)
-        for task, row in enumerate(_rows(program.demands.indptr, entries))
-        if row
-    }
-    return {task: row for task, row in rows.items() if row}
-
-
-def _rows(indptr: Any, entries: list[Any]) -> list[list[Any]]:
-    ends = indptr.tolist()
-    return [entries[ends[i] : ends[i + 1]] for i in range(len(ends) - 1)]
 
 
 def _queues(owner: list[int], owners: int) -> list[list[int]]:
