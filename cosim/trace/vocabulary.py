@@ -1,0 +1,240 @@
+"""The op classes that the simulator prices, and which operator belongs to which.
+
+A table from the operator's name to its class and to the arithmetic that it does per element, so that a new operator is a new
+row. What is not in the table is class `unknown`: it costs the bytes that it moves and is counted in `OpGraph.unknown_ops`.
+
+    matmul               mm, addmm, bmm, baddbmm: C[m, n] = A[m, k] B[k, n], see `matmul_dims`
+    convolution          convolution and its backward
+    attention            softmax(Q K^T) V as one operator; attention_backward its gradient
+    norm, norm_backward  LayerNorm, RMSNorm, group and batch norm over rows
+    softmax(_backward)   softmax and log-softmax over rows
+    loss                 negative log likelihood over the rows' targets, forward and backward
+    pointwise            elementwise arithmetic, casts included in `copy`
+    reduction            sums, means, maxima, norms, cumulative sums
+    copy                 bytes moved as they are: clone, cast, cat, contiguous
+    gather, scatter      rows picked or accumulated by index: embedding, index_select, index_put, embedding backward
+    random               draws; dropout counts as pointwise with a random draw per element
+    fill                 writes without reads: zeros, ones, full, arange
+    optimizer            fused multi-tensor updates
+    view                 another shape of the same memory, allocation without writing, metadata: costs nothing
+    unknown              everything else
+
+Counts are per element of the largest operand that the op reads or writes. `vector_ops` are additions, multiplications,
+comparisons and conversions of the vector unit; `special_ops` are exponentials, logarithms, square roots, divisions, tanh, erf:
+what a GPU's special function unit or a sequence of vector instructions computes. They follow the formulas, not a compiler's output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cosim.graph import OpGraph, OpKind
+
+OP_CLASSES = (
+    "matmul",
+    "convolution",
+    "attention",
+    "attention_backward",
+    "norm",
+    "norm_backward",
+    "softmax",
+    "softmax_backward",
+    "loss",
+    "pointwise",
+    "reduction",
+    "copy",
+    "gather",
+    "scatter",
+    "random",
+    "fill",
+    "optimizer",
+    "view",
+    "unknown",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Class of an operator, and its vector and special-function operations per element of its largest operand."""
+
+    op_class: str
+    vector_ops: float = 0.0
+    special_ops: float = 0.0
+
+
+def lookup(target: str) -> Entry:
+    """The vocabulary's entry for an operator such as "aten.mm"; class unknown (no arithmetic) if there is none.
+
+    The in-place form of an operator ("aten.add_") is the operator; a `_foreach_` form is the operator over many tensors.
+    """
+    entry = _TABLE.get(target)
+    if entry is None and target.endswith("_"):
+        entry = _TABLE.get(target.rstrip("_"))
+    if entry is None and target.startswith("aten._foreach_"):
+        entry = _TABLE.get("aten." + target.removeprefix("aten._foreach_").rstrip("_"))
+    return entry or _UNKNOWN
+
+
+_UNKNOWN = Entry("unknown")
+
+
+def _rows() -> Mapping[str, Entry]:
+    table: dict[str, Entry] = {}
+
+    def add(op_class: str, names: str, vector_ops: float = 0.0, special_ops: float = 0.0) -> None:
+        for name in names.split():
+            table[name if "." in name else f"aten.{name}"] = Entry(op_class, vector_ops, special_ops)
+
+    add("matmul", "mm addmm bmm baddbmm _scaled_mm _grouped_mm")
+    add("convolution", "convolution convolution_backward")
+    add("attention", "cosim.attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu")
+    add("attention", "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention")
+    add("attention_backward", "cosim.attention_backward _scaled_dot_product_flash_attention_backward")
+    add("attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward")
+    add("attention_backward", "_scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward")
+
+    # LayerNorm: mean (1), variance (3), normalise (2), scale and shift (2); RMSNorm: no mean, no shift.
+    # Backward: two row sums and the input's gradient (8), and the weights' and bias's column sums (4).
+    add("norm", "native_layer_norm native_group_norm native_batch_norm", 8)
+    add("norm", "cosim.rms_norm _fused_rms_norm", 5)
+    add("norm_backward", "native_layer_norm_backward native_group_norm_backward native_batch_norm_backward", 12)
+    add("norm_backward", "cosim.rms_norm_backward _fused_rms_norm_backward", 10)
+    # maximum, subtract, sum, scale; one exponential
+    add("softmax", "_softmax _safe_softmax", 4, 1)
+    add("softmax", "_log_softmax", 4, 1)
+    add("softmax_backward", "_softmax_backward_data", 4)
+    add("softmax_backward", "_log_softmax_backward_data", 3, 1)
+    add("loss", "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", 0)
+
+    add("pointwise", "add sub rsub mul neg abs maximum minimum clamp clamp_min clamp_max relu sign square", 1)
+    add("pointwise", "where masked_fill masked_fill_ eq ne lt le gt ge logical_not logical_and logical_or bitwise_and", 1)
+    add("pointwise", "bitwise_or bitwise_not bitwise_xor tril triu isnan isinf floor ceil round remainder", 1)
+    add("pointwise", "threshold_backward lerp addcmul native_dropout_backward masked_fill mul_ hardtanh", 2)
+    add("pointwise", "div reciprocal sqrt rsqrt exp log log2 log1p expm1 sin cos tanh sigmoid erf floor_divide", 0, 1)
+    add("pointwise", "addcdiv atan2", 2, 1)
+    add("pointwise", "pow", 1, 1)
+    add("pointwise", "tanh_backward sigmoid_backward", 3)
+    add("pointwise", "silu", 1, 2)  # x / (1 + exp(-x))
+    add("pointwise", "silu_backward", 6, 2)
+    add("pointwise", "gelu", 6, 1)  # tanh form: x/2 (1 + tanh(c (x + a x^3)))
+    add("pointwise", "gelu_backward", 14, 1)
+    add("pointwise", "softplus elu leaky_relu mish", 2, 2)
+    add("pointwise", "softplus_backward elu_backward leaky_relu_backward mish_backward", 4, 2)
+    add("pointwise", "native_dropout", 12)  # a Philox draw (about 10 integer operations per 32 bits), compare, scale
+    add("random", "bernoulli uniform normal rand randn randint random rand_like randn_like randperm", 10)
+
+    add("reduction", "sum mean prod max min amax amin argmax argmin any all cumsum cumprod norm var var_mean logsumexp", 1)
+    add("reduction", "linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2)
+
+    add("copy", "clone _to_copy copy copy_ cat stack contiguous constant_pad_nd slice_scatter select_scatter roll flip")
+    add("copy", "repeat split_with_sizes_copy repeat_interleave slice_backward select_backward unfold_backward")
+    add("gather", "embedding index gather index_select take masked_select")
+    add("scatter", "embedding_dense_backward index_put _index_put_impl_ index_add scatter scatter_add index_copy", 1)
+    add("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full arange")
+    add("fill", "linspace eye scalar_tensor _foreach_zero_ tril_indices triu_indices")
+
+    # Adam, per parameter: two moments (2 + 3), bias corrections and step (4), weight decay (2); square root and division
+    add("optimizer", "_fused_adamw_ _fused_adam_", 11, 2)
+    add("optimizer", "_fused_sgd_", 4)
+    add("optimizer", "_fused_adagrad_", 5, 2)
+
+    add("view", "view _unsafe_view reshape t transpose permute expand slice select split split_with_sizes unbind chunk")
+    add("view", "squeeze unsqueeze as_strided detach alias diagonal unfold narrow flatten unflatten movedim view_as_complex")
+    add("view", "view_as_real _reshape_alias lift_fresh lift expand_as squeeze_ unsqueeze_ transpose_ t_ detach_ real imag")
+    add("view", "empty empty_like empty_strided new_empty new_empty_strided empty_permuted resize_ set_ is_same_size")
+    add("view", "sym_size sym_numel sym_stride _local_scalar_dense _has_compatible_shallow_copy_type _version")
+    add("view", "prim.device record_stream _assert_async _assert_scalar")
+    return table
+
+
+_TABLE: Mapping[str, Entry] = _rows()
+
+WRITE_ONLY = frozenset(
+    "aten." + name
+    for name in "copy_ zero_ fill_ normal_ uniform_ bernoulli_ random_ _foreach_zero_ _foreach_copy_ exponential_".split()
+)
+"""Operators that overwrite their mutated inputs without reading them."""
+
+KEPT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "attention": ("causal", "is_causal", "dropout", "dropout_p"),
+    "attention_backward": ("causal", "is_causal", "dropout", "dropout_p"),
+    "softmax": ("dim",),
+    "reduction": ("dim", "keepdim"),
+    "pointwise": ("approximate", "p"),
+    "loss": ("reduction",),
+    "convolution": ("stride", "padding", "dilation", "transposed", "groups"),
+}
+"""Scalar arguments, by class, that are kept as attributes because they decide what an op costs."""
+
+ATTRIBUTE_NAMES: Mapping[str, str] = {"is_causal": "causal", "dropout_p": "dropout"}
+
+
+def matmul_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int]:
+    """(batch, m, n, k) of a matmul, from its last two operands A (..., m, k) and B (..., k, n)."""
+    left, right = (graph.shapes[spec] for spec in kind.inputs[-2:])
+    return math.prod(left[:-2]), left[-2], right[-1], left[-1]
+
+
+def attention_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int, int, int, int]:
+    """(batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim) of an attention or its backward."""
+    first = 1 if kind.op_class == "attention_backward" else 0
+    q, k, v = (graph.shapes[spec] for spec in kind.inputs[first : first + 3])
+    return q[0], q[1], k[1], q[2], k[2], q[3], v[3]
+
+
+def kind_flops(graph: OpGraph, kind: OpKind, halve_causal: bool = True) -> float:
+    """FLOP of matrix products in an op: 2mnk for a product, two products for attention, five for its backward.
+
+    A causal mask halves attention's where `halve_causal`. The fifth product of the backward recomputes the scores (FlashAttention,
+    arXiv 2205.14135). Everything else counts 0, as model FLOPs are counted (arXiv 2204.02311, appendix B).
+    """
+    if kind.op_class == "matmul":
+        batch, m, n, k = matmul_dims(graph, kind)
+        return 2.0 * batch * m * n * k
+    if kind.op_class in ("attention", "attention_backward"):
+        batch, heads, _, seq_q, seq_k, head_dim, value_dim = attention_dims(graph, kind)
+        scores, values = (1, 1) if kind.op_class == "attention" else (3, 2)
+        half = 0.5 if halve_causal and kind.attribute("causal", False) else 1.0
+        return 2.0 * half * batch * heads * seq_q * seq_k * (scores * head_dim + values * value_dim)
+    if kind.op_class == "convolution":
+        return _convolution_flops(graph, kind)
+    return 0.0
+
+
+def _convolution_flops(graph: OpGraph, kind: OpKind) -> float:
+    """2 * output elements * kernel elements per output channel; the backward has two such products."""
+    backward = kind.target.endswith("_backward")
+    if backward:
+        out, _, weight = (graph.shapes[spec] for spec in kind.inputs[:3])
+        made = sum(1 for spec in kind.outputs if len(graph.shapes[spec]) > 1)
+        return 2.0 * made * math.prod(out) * math.prod(weight[1:])
+    return 2.0 * math.prod(graph.shapes[kind.outputs[0]]) * math.prod(graph.shapes[kind.inputs[1]][1:])
+
+
+def flops(graph: OpGraph, halve_causal: bool = True) -> list[float]:
+    """FLOP of every op of the graph at its bound sizes, see `kind_flops`."""
+    per_kind = [kind_flops(graph, kind, halve_causal) for kind in graph.kinds]
+    return [per_kind[kind] for kind in graph.op_kind.tolist()]
+
+
+def kind_bytes(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
+    """(bytes read, bytes written) by an op, if every operand crosses memory once; views and allocations move nothing.
+
+    A gather reads the rows that it returns, not the table; a scatter reads and writes what it accumulates and zeroes the rest.
+    """
+    if kind.op_class == "view":
+        return 0.0, 0.0
+    sizes = graph.spec_bytes
+    unread = kind.mutated if kind.target in WRITE_ONLY else ()
+    read = float(sum(int(sizes[spec]) for i, spec in enumerate(kind.inputs) if i not in unread))
+    write = float(sum(int(sizes[spec]) for spec in kind.outputs) + sum(int(sizes[kind.inputs[i]]) for i in kind.mutated))
+    if kind.op_class == "gather" and kind.inputs:
+        table = int(sizes[kind.inputs[0]])
+        return min(read, read - table + write), write
+    if kind.op_class == "scatter" and kind.inputs:
+        return read + float(sizes[kind.inputs[0]]), write + float(sizes[kind.inputs[0]])
+    return read, write
