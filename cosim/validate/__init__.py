@@ -1,0 +1,1 @@
+"""Predictions against measurements: published runs, and what their errors say."""
