@@ -154,3 +154,11 @@ def test_each_operator_is_one_node_forward_and_one_backward_and_merging_heads_co
     assert not {"aten.clone.default", "aten._unsafe_view.default", "aten.zeros_like.default"} & set(seen.count)
     assert q.grad.shape == q.shape
     assert k.grad.shape == k.shape
+
+
+def test_a_faster_kernel_of_the_same_schema_takes_precedence():
+    q, k, v = (x.detach() for x in qkv(2, 2, 4, 4))
+    with torch.library._scoped_library("cosim", "IMPL") as native:
+        native.impl("attention", lambda q, *rest: (q.clone(), q[..., 0].clone(), torch.zeros(())), "CPU")
+        assert torch.equal(operators.attention(q, k, v, True, 0.0, 0.3)[0], q)
+    assert not torch.equal(operators.attention(q, k, v, True, 0.0, 0.3)[0], q)
