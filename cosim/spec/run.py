@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,6 +65,17 @@ class RunSpec(Section):
     def from_text(text: str, where: str = "run file", overrides: Iterable[str] = ()) -> RunSpec:
         """The run that YAML or JSON text states; raises InputError, in which `where` names the text."""
         return RunSpec.from_mapping(load_yaml(text, where), where, overrides)
+
+    @staticmethod
+    def from_json(line: bytes, where: str, overrides: Iterable[str] = ()) -> RunSpec:
+        """The run that one JSON object states; raises InputError."""
+        try:
+            data = json.loads(decode(line, where), object_pairs_hook=lambda pairs: _without_twins(pairs, where))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{where}: is not valid JSON: {' '.join(str(error).split())[:200]}") from None
+        return RunSpec.from_mapping(data, where, overrides)
 
     @staticmethod
     def from_mapping(data: object, where: str = "run file", overrides: Iterable[str] = ()) -> RunSpec:
@@ -171,6 +183,15 @@ def _check_division(spec: RunSpec) -> None:
         raise InputError(
             f"workload.seq_len: {workload.seq_len} must be a multiple of parallel.context {parallel.context}"
         )
+
+
+def _without_twins(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{where}: the key {short(twin, quote=True)} is there twice")
+    return data
 
 
 def _beside(data: object, folder: Path) -> object:

@@ -1,0 +1,332 @@
+"""The command line: parses, calls the rooms, prints. Rooms are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from hwmodels.units import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cosim.result import Result
+    from cosim.simulate import Progress
+
+_LINE_LIMIT = 1_000_000  # characters of one run of a batch
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+app = typer.Typer(
+    name="cosim",
+    help="Simulates training steps of Transformers: time, memory, energy, cost, and what holds a run back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+hw = typer.Typer(help="Accelerators that are known.", no_args_is_help=True)
+workload = typer.Typer(help="Models that are known.", no_args_is_help=True)
+validate = typer.Typer(help="Predictions against measurements.", no_args_is_help=True)
+app.add_typer(hw, name="hw")
+app.add_typer(workload, name="workload")
+app.add_typer(validate, name="validate")
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the run file.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `cosim` command; ends the process with 0, 2 (bad input, one sentence), 130 (Ctrl-C) or 141 (broken pipe)."""
+    try:
+        status = app(args=arguments, prog_name="cosim", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except InputError as error:
+        status = _say(error, 2)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _say("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+        status = _BROKEN_PIPE
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own errors: a wrong option or argument
+            raise
+        status = _say(error.format_message() or "see cosim --help", getattr(error, "exit_code", 2))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(message: object, status: int) -> int:
+    print("cosim: " + " ".join(str(message).split()), file=sys.stderr)
+    return status
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(version_of("cosim"))
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    run: Annotated[str | None, typer.Argument(metavar="RUN.yaml", help="A run file; - is standard input.")] = None,
+    changes: Set = None,
+    json_file: Json = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report to open in a browser.")
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option("--batch", metavar="RUNS.jsonl", help="Many runs, one JSON object per line.")
+    ] = None,
+) -> None:
+    """Simulate one training step: how fast, does it fit, what limits it."""
+    if (run is None) == (batch is None):
+        raise InputError("simulate: give one run file, or --batch RUNS.jsonl")
+    _distinct({"RUN.yaml": run, "--batch": batch, "--json": json_file, "--html": html_file})
+    if batch is not None:
+        if html_file is not None:
+            raise InputError("--html: a batch has no report; leave it out")
+        _simulate_batch(batch, changes or [], json_file)
+        return
+    from cosim.spec import RunSpec
+
+    spec = RunSpec.load(str(run), changes or [])
+    with ExitStack() as outputs:
+        json_out = outputs.enter_context(_output(json_file, "--json"))
+        html_out = outputs.enter_context(_output(html_file, "--html"))
+        with _status() as progress:
+            from cosim.simulate import simulate as simulate_run
+
+            result = simulate_run(spec, progress)
+        _print_result(result)
+        if json_out is not None:
+            json_out.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if html_out is not None:
+            from cosim.report.html import write_html
+
+            write_html(result, html_out)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of run files."""
+    from cosim.spec import RunSpec
+
+    print(json.dumps(RunSpec.model_json_schema(), indent=1))
+
+
+@hw.command("list")
+def hw_list() -> None:
+    """The accelerators of the library."""
+    from hwmodels import accelerator
+
+    rows = [accelerator.summary(name) for name in accelerator.names()]
+    _print_table([[row[key] for key in rows[0]] for row in rows], list(rows[0]) if rows else [])
+
+
+@hw.command("show")
+def hw_show(name: Annotated[str, typer.Argument(help="A name of `cosim hw list`, or a file.")]) -> None:
+    """An accelerator's file, with the source of every number."""
+    from hwmodels import accelerator
+
+    _print_yaml(accelerator.load_raw(name))
+
+
+@workload.command("list")
+def workload_list() -> None:
+    """The models of the library."""
+    from workloads import named
+
+    rows = []
+    for name in named.names():
+        config = named.load(name)
+        size = f"{config.parameters() / 1e9:.3g} B"
+        rows.append(
+            [name, config.family, size, *map(str, (config.layers, config.hidden, config.heads, config.kv_heads))]
+        )
+    _print_table(rows, ["name", "family", "parameters", "layers", "hidden", "heads", "kv_heads"])
+
+
+@workload.command("show")
+def workload_show(name: Annotated[str, typer.Argument(help="A name of `cosim workload list`.")]) -> None:
+    """A model's dimensions, as a run file states them."""
+    import dataclasses
+
+    from workloads import named
+
+    entry = named.find(name)
+    print(f"# {entry.name}: {entry.config.parameters():,} parameters\n# {' '.join(str(entry.source).split())}")
+    _print_yaml({"model": dataclasses.asdict(entry.config)})
+
+
+@validate.command("published")
+def validate_published(
+    group: Annotated[str | None, typer.Option("--group", help="Groups whose name contains this.")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="One source of the published runs.")] = None,
+    json_file: Json = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, max=1024, help="Default: one per core.")
+    ] = None,
+) -> None:
+    """Predicted step times and memory against published ones, by group."""
+    from cosim.validate import report, score
+
+    chosen = score.select(group, source)
+    with _output(json_file, "--json") as json_out:
+        with _bar() as progress:
+            cases = score.score(chosen, processes=processes, progress=progress)
+        report.print_report(cases, _console())
+        if json_out is not None:
+            text = json.dumps(score.to_json(cases), indent=1, allow_nan=False)
+            json_out.write_text(text + "\n", encoding="utf-8")
+
+
+@validate.command("show")
+def validate_show(identifier: Annotated[str, typer.Argument(metavar="ID", help="The id of a published run.")]) -> None:
+    """The run file of a published run."""
+    from cosim.validate.published_runs import find, to_run
+
+    run = find(identifier)
+    data = to_run(run)
+    print(f"# {run.id}: {run.columns['model']}, {run.source}, {run.columns['source_ref']}")
+    if run.step_time_s is not None:
+        print(f"# published step time: {run.step_time_s:g} s")
+    if run.peak_memory_gib is not None:
+        print(f"# published peak memory: {run.peak_memory_gib:g} GiB ({run.columns['memory_kind']})")
+    if run.columns["assumptions"]:
+        print(f"# assumed: {run.columns['assumptions']}")
+    _print_yaml(data)
+
+
+def _simulate_batch(batch: str, changes: list[str], json_file: Path | None) -> None:
+    """One line out per line in, in order; a line that cannot be run becomes {"error": sentence}."""
+    failed = done = 0
+    with ExitStack() as stack:
+        path = stack.enter_context(_output(json_file, "--json"))
+        lines = stack.enter_context(_lines(batch))
+        out = stack.enter_context(path.open("w", encoding="utf-8")) if path else sys.stdout
+        progress = stack.enter_context(_status())
+        for number, line in enumerate(lines, 1):
+            answer = _batch_line(line, f"{batch}, line {number}", changes, progress)
+            failed, done = failed + ("error" in answer), number
+            out.write(json.dumps(answer, allow_nan=False) + "\n")
+    if failed:
+        _say(f"{failed} of {done} runs could not be simulated; their lines say why", 0)
+
+
+def _batch_line(line: bytes, where: str, changes: list[str], progress: Progress | None) -> dict[str, Any]:
+    from cosim.simulate import simulate as simulate_run
+    from cosim.spec import RunSpec
+
+    try:
+        return simulate_run(RunSpec.from_json(line, where, changes), progress).to_json()
+    except InputError as error:
+        return {"error": " ".join(str(error).split())}
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[Iterable[bytes]]:
+    """The lines of a file or of standard input, each of bounded size: what is beyond the bound is read and dropped."""
+    try:
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            yield _bounded(file)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError | BrokenPipeError) or getattr(error, "filename", name) != name:
+            raise
+        raise InputError(f"--batch {name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _bounded(file: BinaryIO) -> Iterator[bytes]:
+    while line := file.readline(_LINE_LIMIT + 1):
+        rest = line
+        while not rest.endswith(b"\n") and (rest := file.readline(_LINE_LIMIT)):
+            pass
+        yield line
+
+
+def _output(path: Path | None, option: str) -> AbstractContextManager[Path | None]:
+    from cosim.output import whole_file
+
+    return nullcontext() if path is None else whole_file(path, option)
+
+
+def _distinct(files: dict[str, str | Path | None]) -> None:
+    """Raises InputError if an output is also an input or another output."""
+    seen: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is None or str(file) in ("-", "/dev/null"):
+            continue
+        path = Path(file).absolute()
+        if path in seen:
+            raise InputError(f"{option} {file}: is the same file as {seen[path]}")
+        seen[path] = option
+
+
+@contextmanager
+def _status() -> Iterator[Progress | None]:
+    """Shows what is being done on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading") as status:
+
+        def show(text: str, share: float | None = None) -> None:
+            status.update(text if share is None else f"{text} {share:.0%}")
+
+        yield show
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """Shows how many published runs are done on standard error, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("published runs", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _print_result(result: Result) -> None:
+    from cosim.report.terminal import print_result
+
+    print_result(result, _console())
+
+
+def _print_table(rows: list[list[str]], header: list[str]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_yaml(data: object) -> None:
+    import yaml
+
+    print(yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True), end="")
+
+
+if __name__ == "__main__":
+    main()
