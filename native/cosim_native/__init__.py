@@ -1,7 +1,7 @@
 """Kernels in C++ and CUDA, to check the simulator's hardware models against and to run real steps with.
 
-Arrays are NumPy arrays or PyTorch tensors, float32, contiguous; they are used where they lie, never copied or converted.
-`gemm` runs where its arrays are, on a CPU or a CUDA device.
+Arrays are NumPy arrays or PyTorch tensors, float32 and contiguous. They are used where they lie, never copied or
+converted, and `gemm` runs where its arrays are, on a CPU or a CUDA device.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ __all__ = ["CudaInfo", "cpu_instructions", "cuda_info", "gemm", "stream_copy", "
 
 
 class CudaInfo(NamedTuple):
-    """What this build can do on CUDA devices: were kernels built, how many devices are there, and why not, in a sentence."""
+    """What this build can do on CUDA devices: were kernels built, how many devices are there, and why none."""
 
     built: bool
     devices: int
@@ -22,10 +22,10 @@ class CudaInfo(NamedTuple):
 def gemm(a: Any, b: Any, out: Any, *, threads: int = 0, stream: int = 0) -> None:
     """Write the matrix product of `a` (m, k) and `b` (k, n) into `out` (m, n), in fp32.
 
-    On a CPU it uses `threads` threads (0: one per processor), and the result does not depend on how many. On a CUDA device
-    it is queued on `stream` (a cudaStream_t as an integer; 0 is the default stream) and returns at once; CUDA kernels use
-    plain fp32 multiply-adds. Raises TypeError or ValueError for arrays of another type, shape or layout, for devices
-    that differ, and where `out` shares memory with an input; RuntimeError where CUDA is not built or fails.
+    On a CPU it uses `threads` threads (0: one per processor), and the result does not depend on how many. On a CUDA
+    device it is queued on `stream` (a cudaStream_t as an integer; 0 is the default stream) and returns at once. Raises
+    TypeError or ValueError for arrays of another type, shape or layout, for devices that differ, and where `out` shares
+    memory with an input; RuntimeError where CUDA is not built or fails.
     """
     _core.gemm(a, b, out, threads, stream)
 
