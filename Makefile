@@ -33,7 +33,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/bench --benchmark-only -p no:xdist -q
+	$(BIN)/python -m pytest tests/bench --benchmark-only -p no:xdist --quiet
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cosim needs Python 3.11 or newer; name one with make PYTHON=...")'

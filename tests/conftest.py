@@ -20,7 +20,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     config.stash[_cache_of_controller] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cosim-tests-")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("numprocesses", default=None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
