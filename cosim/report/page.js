@@ -1,0 +1,123 @@
+"use strict";
+(() => {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const tasks = JSON.parse(document.getElementById("tasks").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const coarse = window.matchMedia("(pointer: coarse)").matches;
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function themed(figure) {
+    const layout = figure.layout;
+    layout.font.color = color("--ink");
+    layout.hoverlabel.bgcolor = color("--ink");
+    layout.hoverlabel.bordercolor = color("--ink");
+    layout.hoverlabel.font.color = color("--surface");
+    for (const axis of [layout.xaxis, layout.yaxis]) {
+      axis.gridcolor = color("--grid");
+      axis.tickfont = { color: color("--muted"), size: 12 };
+      axis.title = { ...(axis.title || {}), font: { color: color("--muted"), size: 12 } };
+    }
+    layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: color("--muted"), activecolor: color("--ink") };
+    if (coarse) layout.dragmode = false;
+    for (const trace of figure.data) {
+      if (trace.meta && trace.meta.outline) {
+        trace.marker.line = { width: trace.type === "bar" ? 1.5 : 1, color: color("--surface") };
+      }
+    }
+    return figure;
+  }
+
+  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  function draw() {
+    for (const [name, figure] of Object.entries(figures)) {
+      const place = document.getElementById("figure-" + name);
+      const bar = name === "breakdown" ? { displayModeBar: false } : {};
+      const { data, layout } = themed(figure);
+      Plotly.react(place, data, layout, { ...config, ...bar });
+    }
+  }
+  draw();
+  dark.addEventListener("change", draw);
+
+  // What lies under the pointer in the timeline.
+  const tip = document.getElementById("tip");
+  const timeline = document.getElementById("figure-timeline");
+  const duration = (s) => {
+    for (const [unit, scale] of [["s", 1], ["ms", 1e-3], ["µs", 1e-6]]) {
+      if (s >= scale) return Number((s / scale).toPrecision(4)) + " " + unit;
+    }
+    return Number((s * 1e9).toPrecision(4)) + " ns";
+  };
+  function taskAt(event) {
+    const full = timeline._fullLayout;
+    const box = timeline.getBoundingClientRect();
+    const px = event.clientX - box.left - full.xaxis._offset;
+    const py = event.clientY - box.top - full.yaxis._offset;
+    if (px < 0 || px > full.xaxis._length || py < 0 || py > full.yaxis._length) return null;
+    const y = full.yaxis.p2d(py);
+    const lane = tasks.lanes[Math.round(y)];
+    if (!lane || Math.abs(y - Math.round(y)) > 0.42) return null;
+    const time = full.xaxis.p2d(px);
+    const slack = Math.abs(full.xaxis.p2d(px + 2) - time);
+    let low = 0;
+    let high = lane.start.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (lane.start[middle] <= time) low = middle + 1;
+      else high = middle;
+    }
+    for (const i of [low - 1, low]) {
+      if (i >= 0 && i < lane.start.length && lane.start[i] - slack <= time && time <= lane.end[i] + slack) return [lane, i];
+    }
+    return null;
+  }
+  function showTip(event) {
+    const found = taskAt(event);
+    tip.hidden = !found;
+    if (!found) return;
+    const [lane, i] = found;
+    const words = tasks.texts[lane.text[i]];
+    tip.replaceChildren();
+    const title = document.createElement("b");
+    const launch = tasks.keys[lane.key[i]] === "launch" ? "launching " : "";
+    title.textContent = launch + words + (lane.tasks[i] > 1 ? ` and ${lane.tasks[i] - 1} more` : "");
+    tip.append(title, `${duration(lane.end[i] - lane.start[i])}, from ${duration(lane.start[i])} on`);
+    const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
+    const below = event.clientY + 16 + tip.offsetHeight < window.innerHeight;
+    tip.style.left = Math.max(8, left) + "px";
+    tip.style.top = (below ? event.clientY + 16 : event.clientY - tip.offsetHeight - 12) + "px";
+  }
+  if (timeline) {
+    timeline.addEventListener("pointermove", showTip);
+    timeline.addEventListener("pointerdown", showTip);
+    timeline.addEventListener("pointerleave", () => { tip.hidden = true; });
+    document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  }
+
+  // The table of ops: sorted by a click on a heading, filtered by what is typed.
+  const table = document.querySelector("table.ops");
+  if (table) {
+    const body = table.tBodies[0];
+    const headings = [...table.tHead.rows[0].cells];
+    headings.forEach((heading, column) => {
+      heading.firstElementChild.addEventListener("click", () => {
+        const numeric = heading.classList.contains("number");
+        const current = heading.getAttribute("aria-sort");
+        const descending = current ? current === "ascending" : numeric;
+        headings.forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+        const compare = numeric ? (a, b) => Number(value(a)) - Number(value(b)) : (a, b) => value(a).localeCompare(value(b), "en", { numeric: true });
+        const rows = [...body.rows].sort((a, b) => (descending ? -1 : 1) * compare(a, b));
+        body.replaceChildren(...rows);
+      });
+    });
+    document.querySelector(".filter").addEventListener("input", (event) => {
+      const wanted = event.target.value.toLowerCase().split(/\s+/);
+      for (const row of body.rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !wanted.every((word) => text.includes(word));
+      }
+    });
+  }
+})();

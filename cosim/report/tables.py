@@ -1,0 +1,219 @@
+"""The parts of the page that are not figures, as HTML: cards, tables, notes. Every text is escaped here."""
+
+from __future__ import annotations
+
+import html
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cosim.report import words
+from cosim.report.breakdown import Part, grouped, memory_parts, time_parts
+from cosim.report.figures.palette import color_of
+from cosim.result import OpRow, Result
+
+_OPS_SHOWN = 400
+
+
+def escaped(text: object) -> str:
+    """`text` on one line, safe inside an element or a quoted attribute."""
+    return html.escape(words.plain_line(text))
+
+
+def header(result: Result) -> str:
+    """The run in words."""
+    facts = "".join(f"<div><dt>{escaped(what)}</dt><dd>{escaped(value)}</dd></div>" for what, value in words.facts(result))
+    title = f"{escaped(words.model_name(result))} <span>on</span> {escaped(words.machine(result))}"
+    return f'<header><p class="over">Simulated training step</p><h1>{title}</h1><dl class="facts">{facts}</dl></header>'
+
+
+def banners(result: Result) -> str:
+    """What must not be overlooked: the run does not fit, and the warnings."""
+    parts = []
+    if not result.feasible:
+        verdict = words.verdict(result)
+        reason = escaped(result.infeasible_reason or "")
+        parts.append(f'<div class="banner bad"><b>{escaped(verdict[0].upper() + verdict[1:])}.</b> {reason}</div>')
+    if result.warnings:
+        items = "".join(f"<li>{escaped(text)}</li>" for text in result.warnings)
+        parts.append(f'<div class="banner warn"><b>Warnings</b><ul>{items}</ul></div>')
+    return "".join(parts)
+
+
+def cards(result: Result) -> str:
+    """The headline numbers."""
+    run = result.run or {}
+    interval = ""
+    if result.step_time_interval_s is not None:
+        low, high = result.step_time_interval_s
+        interval = f"{words.seconds(low)} to {words.seconds(high)}"
+    if result.anchor_factor is not None:
+        interval += f"{'; ' if interval else ''}anchored, factor {result.anchor_factor:.3f}"
+    whole = {key: f"run: {say(run[key])}" if run.get(key) is not None else "" for key, say in _RUN_WORDS.items()}
+    tokens_per_s = f"{words.rate(result.tokens_per_s)} on all devices"
+    return "".join(
+        [
+            '<div class="cards">',
+            _card("Step time", words.seconds(result.step_time_s), interval, whole["time_s"]),
+            _card("Tokens/s per device", words.rate(result.tokens_per_s_per_device), tokens_per_s),
+            _card("MFU", words.percent(result.mfu), f"HFU {words.percent(result.hfu)}"),
+            _memory_card(result),
+            _card("Energy per step", words.energy(result.energy_j), whole["energy_j"]),
+            _card("Cost per step", words.money(result.cost_usd), whole["cost_usd"]),
+            _card("Limited by", result.limited_by, f"clock {words.clock(result.clock_hz)}", style="value words"),
+            "</div>",
+        ]
+    )
+
+
+_RUN_WORDS: Mapping[str, Any] = {"time_s": words.seconds, "energy_j": words.energy, "cost_usd": words.money}
+
+
+def _card(what: str, value: str, *notes: str, style: str = "value") -> str:
+    lines = "".join(f'<div class="note">{escaped(note)}</div>' for note in notes if note)
+    return f'<div class="card"><div class="what">{what}</div><div class="{style}">{_with_unit(value, style)}</div>{lines}</div>'
+
+
+def _with_unit(value: str, style: str) -> str:
+    number, space, unit = value.partition(" ")
+    if style != "value" or not space or not any(char.isdigit() for char in number):
+        return escaped(value)
+    return f"{escaped(number)} <small>{escaped(unit)}</small>"
+
+
+def _memory_card(result: Result) -> str:
+    peak, capacity = result.peak_memory_bytes, result.memory_capacity_bytes
+    share = peak / capacity if capacity > 0 else 1.0
+    bad = "" if result.feasible else " over-capacity"
+    fits = "fits" if result.feasible else "does not fit"
+    return (
+        f'<div class="card{bad}"><div class="what">Peak memory</div>'
+        f'<div class="value">{_with_unit(words.memory(peak), "value")}</div>'
+        f'<div class="gauge"><i style="width:{100 * min(1.0, share):.1f}%"></i></div>'
+        f'<div class="note">{fits}: {words.percent(share)} of {escaped(words.memory(capacity))}</div></div>'
+    )
+
+
+def breakdown_table(result: Result) -> str:
+    """The parts of the step time, one table per group."""
+    tables = []
+    for group, amount, share, inner in grouped(time_parts(result)):
+        communication = group == "exposed_communication"
+        rows = "" if len(inner) == 1 and inner[0].key == group else _part_rows(inner, words.seconds, communication)
+        lone = _swatch(color_of(group)) if not rows else ""
+        tables.append(
+            f'<table class="parts"><thead><tr><th>{lone}{escaped(words.name_of(group))}</th>'
+            f'<th class="number">{words.seconds(amount)}</th><th class="number">{words.percent(share)}</th></tr></thead>'
+            f"<tbody>{rows}</tbody></table>"
+        )
+    return f'<div class="groups">{"".join(tables)}</div>'
+
+
+def _part_rows(parts: Iterable[Part], say: Any, communication: bool = False) -> str:
+    return "".join(
+        f'<tr><td class="name">{_swatch(color_of(part.key, communication=communication))}{escaped(part.name)}</td>'
+        f'<td class="number">{say(part.amount)}</td><td class="number">{words.percent(part.share)}</td></tr>'
+        for part in parts
+    )
+
+
+def _swatch(color: str) -> str:
+    return f'<i class="swatch" style="background:{color}"></i>'
+
+
+def memory_table(result: Result) -> str:
+    """The parts of the peak."""
+    return (
+        f'<table class="parts"><thead><tr><th colspan="3">At the peak, on rank {result.worst_rank}</th></tr></thead>'
+        f"<tbody>{_part_rows(memory_parts(result), words.memory)}</tbody>"
+        f'<tfoot><tr><td>peak</td><td class="number">{words.memory(result.peak_memory_bytes)}</td>'
+        f'<td class="number">{words.percent(1.0)}</td></tr></tfoot></table>'
+    )
+
+
+def limits_table(ops: Iterable[OpRow]) -> str:
+    """What limits the ops, by the time that they take alone."""
+    times: dict[str, float] = defaultdict(float)
+    for row in ops:
+        times[row.limited_by] += row.time_s
+    total = sum(times.values()) or 1.0
+    rows = "".join(
+        f'<tr><td class="name">{escaped(name)}</td><td class="number">{words.seconds(time)}</td>'
+        f'<td class="number">{words.percent(time / total)}</td></tr>'
+        for name, time in sorted(times.items(), key=lambda item: -item[1])
+    )
+    return f'<table class="parts"><thead><tr><th colspan="3">Ops limited by</th></tr></thead><tbody>{rows}</tbody></table>'
+
+
+_COLUMNS = (
+    ("module", ""),
+    ("op", ""),
+    ("phase", ""),
+    ("shape", ""),
+    ("count", "number"),
+    ("time", "number"),
+    ("share of step", "number"),
+    ("FLOP/s", "number"),
+    ("bytes/s", "number"),
+    ("limited by", ""),
+)
+
+
+def ops_table(result: Result, ops: Iterable[OpRow]) -> str:
+    """The most expensive ops, to be sorted and filtered by the page's script."""
+    rows = sorted(ops, key=lambda row: -row.time_s)[:_OPS_SHOWN]
+    heads = "".join(
+        f'<th class="{style}"{_DESCENDING if name == "time" else ""}><button type="button">{name}</button></th>'
+        for name, style in _COLUMNS
+    )
+    body = "".join(_op_row(row, result.step_time_s) for row in rows)
+    return f'<table class="ops"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+_DESCENDING = ' aria-sort="descending"'
+
+
+def _op_row(row: OpRow, step_time_s: float) -> str:
+    share = row.time_s / step_time_s if step_time_s > 0 else 0.0
+    flops = row.flops / row.time_s if row.time_s > 0 else 0.0
+    rate = row.hbm_bytes / row.time_s if row.time_s > 0 else 0.0
+    return (
+        f'<tr><td class="name">{escaped(row.module)}</td><td class="name">{escaped(row.target)}</td>'
+        f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(row.shape.replace("x", "×"))}</td>'
+        f'<td class="number" data-value="{row.count}">{row.count:,}</td>'
+        f'<td class="number" data-value="{row.time_s!r}">{words.seconds(row.time_s)}</td>'
+        f'<td class="number share" style="--part:{min(1.0, share):.4f}" data-value="{share!r}">{words.percent(share)}</td>'
+        f'<td class="number" data-value="{flops!r}">{words.flops_rate(flops) if flops else "–"}</td>'
+        f'<td class="number" data-value="{rate!r}">{words.bytes_rate(rate) if rate else "–"}</td>'
+        f"<td>{escaped(row.limited_by)}</td></tr>"
+    )
+
+
+def details(result: Result) -> str:
+    """The run file with its defaults, and what the answer rests on."""
+    import yaml
+
+    echoed = yaml.safe_dump(result.to_json()["spec"], sort_keys=False, allow_unicode=True)
+    unknown = [f"{op.get('target')}: {op.get('count')} times{_share_of(op)}" for op in result.unknown_ops]
+    provenance = result.calibration.get("provenance", ())
+    provenance = [provenance] if isinstance(provenance, str | Mapping) else list(provenance)
+    status = [str(result.calibration["status"])] if result.calibration.get("status") else []
+    lists = [
+        ("Assumed, because no source says otherwise", list(result.assumed)),
+        ("Extrapolated beyond what the model was checked on", list(result.extrapolated)),
+        ("Calibration", [*status, *(str(item) for item in provenance)]),
+        ("Ops not in the vocabulary, priced by the bytes that they move", unknown),
+        ("Warnings", list(result.warnings)),
+    ]
+    notes = "".join(
+        f"<h3>{title}</h3><ul>{''.join(f'<li>{escaped(text)}</li>' for text in (texts or ['none']))}</ul>" for title, texts in lists
+    )
+    return (
+        f'<div class="details"><div><h3>The run file, defaults filled in</h3><pre>{html.escape(echoed)}</pre></div>'
+        f'<div class="notes">{notes}</div></div>'
+    )
+
+
+def _share_of(op: Mapping[str, Any]) -> str:
+    share = op.get("share")
+    return f", {100 * share:.2g} % of the step" if isinstance(share, int | float) else ""
