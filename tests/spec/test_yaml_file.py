@@ -53,7 +53,8 @@ def test_bad_document_is_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(InputError) as error:
         load_yaml(text, "t")
     assert sentence in str(error.value)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_unreadable_files_are_one_sentence(tmp_path: Path) -> None:
