@@ -1,4 +1,6 @@
-"""A recording at probing sizes becomes an `OpGraph`: sizes are decoded into axes, storages sorted into categories, blocks found."""
+"""A recording at probing sizes becomes an `OpGraph`: sizes are decoded into axes, storages sorted into categories,
+blocks found.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ class _Specs:
         return self._intern(shape, dtype, expanded)
 
     def of_storage(self, layout: int, size: int) -> int:
-        """The spec of a storage of `size` bytes on which a tensor of `layout` was seen first: that tensor's, if it fills it."""
+        """The spec of a storage of `size` bytes on which a tensor of `layout` was seen first: that tensor's, if it
+        fills it.
+        """
         shape, strides, dtype = self.layouts[layout]
         own = math.prod(n for n, stride in zip(shape, strides, strict=True) if stride or n == 1)
         if own * dtype.itemsize == size:
@@ -129,7 +133,9 @@ class _Specs:
 
 
 def _kinds(recording: Recording, specs: _Specs) -> tuple[tuple[OpKind, ...], list[int]]:
-    """Distinct kinds once strides are forgotten (a matmul keeps them as its layout), and the row of each recorded kind."""
+    """Distinct kinds once strides are forgotten (a matmul keeps them as its layout), and the row of each recorded
+    kind.
+    """
     rows: list[int] = []
     known: dict[OpKind, int] = {}
     for target, op_class, inputs, outputs, mutated, attributes in recording.kinds:

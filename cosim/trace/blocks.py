@@ -1,7 +1,8 @@
 """Finds the blocks that a model repeats: numbered modules whose operators are the same, in forward and in backward.
 
-Any numbered container counts (`layers.3`, `h.3`, `encoder.layer.3`); the outermost one whose instances repeat is taken. Two
-instances are the same when the sequence of op kinds under them is, for each phase. Nothing repeats, no blocks: nobody minds.
+Any numbered container counts (`layers.3`, `h.3`, `encoder.layer.3`); the outermost one whose instances repeat is
+taken. Two instances are the same when the sequence of op kinds under them is, for each phase. Nothing repeats, no
+blocks: nobody minds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def find_blocks(
     containers = _containers(modules)
     for depth in sorted({prefix.count(".") for prefix in containers}):
         chosen = {prefix for prefix in containers if prefix.count(".") == depth}
-        instance_of = {m: path for m, path in _instances(modules, chosen).items()}
+        instance_of = _instances(modules, chosen)
         seen = _collect(instance_of, op_module, op_kind, op_phase)
         groups = _groups(seen)
         if any(len(paths) > 1 for paths in groups.values()):

@@ -1,8 +1,9 @@
-"""Traces on disk, found by the content of what they were made from: arrays and JSON in one .npz file per graph, never pickles.
+"""Traces on disk, found by the content of what they were made from: arrays and JSON in one .npz file per graph, never
+pickles.
 
-The key hashes the model's description, the recipe, the source text of the packages that decide what is traced, and the versions of
-torch and transformers. A damaged entry is traced again; a directory that cannot be written means no cache, and the graph's
-provenance says so. Users' own modules are never cached. A hit does not import torch.
+The key hashes the model's description, the recipe, the source text of the packages that decide what is traced, and
+the versions of torch and transformers. A damaged entry is traced again; a directory that cannot be written means no
+cache, and the graph's provenance says so. Users' own modules are never cached. A hit does not import torch.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 
 from cosim.graph import OpGraph
 from cosim.trace.options import TraceOptions
-from cosim.trace.stored import load_graph, save_graph
 from cosim.trace.step import Progress, Source, bind, canonical, trace
+from cosim.trace.stored import load_graph, save_graph
 from workloads.model import HuggingFaceModel, ModelConfig
 
 _ENTRIES = 500  # kept; a 70B model's takes about a megabyte
@@ -31,7 +32,8 @@ _SOURCES = ("workloads/*.py", "cosim/trace/*.py", "cosim/graph.py")
 def cached_trace(model: Source, options: TraceOptions | None = None, progress: Progress | None = None) -> OpGraph:
     """As `trace`, from the disk cache if the same trace was made before.
 
-    `provenance["cache"]` says "hit", "stored", "off: ..." or why the entry could not be written. Raises InputError as `trace`.
+    `provenance["cache"]` says "hit", "stored", "off: ..." or why the entry could not be written. Raises InputError as
+    `trace`.
     """
     options = options or TraceOptions()
     if not isinstance(model, ModelConfig | HuggingFaceModel):
@@ -104,10 +106,10 @@ def _store(graph: OpGraph, path: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             save_graph(graph, file)
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            Path(name).unlink()
         raise
     _forget_oldest(path.parent)
 

@@ -18,8 +18,8 @@ SINGLE_ONLY = ("adafactor",)
 class TraceOptions:
     """The recipe of the traced step; sizes bind afterwards, `OpGraph.bind`.
 
-    `batch` and `sequence` are used for tracing only where a module refuses the canonical sizes; the graph comes back bound to them.
-    Raises InputError for an unknown format, optimizer or implementation.
+    `batch` and `sequence` are used for tracing only where a module refuses the canonical sizes; the graph comes back
+    bound to them. Raises InputError for an unknown format, optimizer or implementation.
     """
 
     attention: str = "flash"  # flash: one op; unfused: the operators that eager PyTorch runs
@@ -31,6 +31,9 @@ class TraceOptions:
     optimizer: str = "adamw"
     optimizer_implementation: str = "fused"
     gradient_clipping: bool = True
+    loss_fused: bool = False  # cross entropy as one operator
+    loss_in_fp32: bool = True  # the logits are copied to fp32 first
+    logged_losses: int = 0  # more cross entropies without gradient, for metrics
     task: str = "pretrain"
     batch: int = 1
     sequence: int = 1024

@@ -1,8 +1,8 @@
 """Records every operator that PyTorch dispatches, with its tensors, storages, module and autograd node.
 
-A `TorchDispatchMode` above FakeTensorMode. Tensors and storages carry their row number as an attribute, which lives as long as
-they do; a weak reference to each storage tells when PyTorch gives its memory back. Rows are appended to plain lists of integers:
-the recorder adds about 10 us to the 100 to 200 us that a fake operator takes.
+A `TorchDispatchMode` above FakeTensorMode. Tensors and storages carry their row number as an attribute, which lives
+as long as they do; a weak reference to each storage tells when PyTorch gives its memory back. Rows are appended to
+plain lists of integers: the recorder adds about 10 us to the 100 to 200 us that a fake operator takes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cosim.graph import Phase
 from cosim.trace.vocabulary import ATTRIBUTE_NAMES, KEPT_ARGUMENTS, lookup
 
-Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides, format
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+"""Shape, strides, format."""
+RecordedKind = tuple[str, str, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[str, Any], ...]]
+"""Target, class, input layouts, output layouts, mutated inputs, attributes."""
 
 
 @dataclass(slots=True)
@@ -29,9 +32,7 @@ class Recording:
     """What was seen, as rows of integers; `layouts` are distinct (shape, strides, format)."""
 
     layouts: list[Layout] = field(default_factory=list)
-    kinds: list[tuple[str, str, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[tuple[str, Any], ...]]] = field(
-        default_factory=list
-    )  # target, class, input layouts, output layouts, mutated inputs, attributes
+    kinds: list[RecordedKind] = field(default_factory=list)
     modules: list[str] = field(default_factory=lambda: [""])
     op_kind: list[int] = field(default_factory=list)
     op_phase: list[int] = field(default_factory=list)
@@ -58,11 +59,11 @@ class _Operator:
     new_metadata: bool  # squeeze_, t_: the same tensor with another shape
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fills `recording` while it is active; `progress(ops)` is called every 500 operators."""
 
     def __init__(self, progress: Callable[[int], None] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.in_optimizer = False
         self._progress = progress
@@ -241,7 +242,10 @@ class Recorder(TorchDispatchMode):
             stack.pop()
 
         hooks = torch.nn.modules.module
-        handles = [hooks.register_module_forward_pre_hook(enter), hooks.register_module_forward_hook(leave, always_call=True)]
+        handles = [
+            hooks.register_module_forward_pre_hook(enter),
+            hooks.register_module_forward_hook(leave, always_call=True),
+        ]
         try:
             yield
         finally:

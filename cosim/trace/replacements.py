@@ -1,8 +1,8 @@
 """Makes a CPU trace run the operators that a CUDA device would run.
 
-PyTorch decomposes some operators by device before they reach the recorder: attention with dropout becomes matrix products on a CPU,
-dropout four operators, RMSNorm eight. While `cuda_operators` is open those take their one-kernel form, for fake tensors and
-for everything else on this process's CPU, so it is open only while a step is recorded.
+PyTorch decomposes some operators by device before they reach the recorder: attention with dropout becomes matrix
+products on a CPU, dropout four operators, RMSNorm eight. While `cuda_operators` is open those take their one-kernel
+form, for fake tensors and for everything else on this process's CPU, so it is open only while a step is recorded.
 """
 
 from __future__ import annotations
@@ -37,29 +37,37 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """F.scaled_dot_product_attention as `cosim::attention`; a mask that needs a gradient, or odd ranks, as matrix products."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    """F.scaled_dot_product_attention as `cosim::attention`; a mask that needs a gradient, or odd ranks, as matrix
+    products.
+    """
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
+    out: Tensor
     plain = query.dim() == key.dim() == value.dim() == 4 and query.shape[0] == key.shape[0]
     if attn_mask is None and plain:
-        return operators.attention(query, key, value, is_causal, dropout_p, scale)[0]
+        out = operators.attention(query, key, value, is_causal, dropout_p, scale)[0]
+        return out
     if attn_mask is not None and plain and not attn_mask.requires_grad and query.shape[1] == key.shape[1]:
         # The dropout mask is made inside the kernel on CUDA, so that leaving it out moves no other bytes.
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
         )[0]
-    return torch.ops.aten._scaled_dot_product_attention_math(
+        return out
+    out = torch.ops.aten._scaled_dot_product_attention_math(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
+    return out
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    return torch.ops.aten.native_dropout(x, p, train)[0] if train and p > 0 else x
+    dropped: Tensor = torch.ops.aten.native_dropout(x, p, train)[0] if train and p > 0 else x
+    return dropped
 
 
 def _rms_norm(x: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     if weight is not None and len(normalized_shape) == 1:
-        return operators.rms_norm(x, weight, eps)[0]
+        out: Tensor = operators.rms_norm(x, weight, eps)[0]
+        return out
     wide = x.to(torch.promote_types(torch.float32, x.dtype))
     dims = list(range(-len(normalized_shape), 0))
     normal = (wide * torch.rsqrt(wide.square().mean(dims, keepdim=True) + eps)).to(x.dtype)

@@ -59,8 +59,14 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
         roles = _register(recorder, module, optimizer, inputs, labels)
         with _explained(), recorder, recorder.modules_of(module):
             with torch.autocast("cpu", DTYPES[options.autocast_format]) if options.autocast_format else nullcontext():
-                loss = loss_of_output(_call(module, inputs), labels)
-            loss.backward()
+                loss = loss_of_output(
+                    _call(module, inputs),
+                    labels,
+                    fused=options.loss_fused,
+                    in_fp32=options.loss_in_fp32,
+                    logged=options.logged_losses,
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
             del loss
             recorder.in_optimizer = True
             optimizer.step(recorder, roles)
@@ -145,7 +151,9 @@ def _call(module: nn.Module, inputs: Any) -> Any:
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    values = inputs if isinstance(inputs, tuple | list) else [inputs]
     return [value for value in values if isinstance(value, Tensor)]
 
 
@@ -189,7 +197,7 @@ class Optimizer:
         self.torch.step()
         if self.masters:
             with torch.no_grad():
-                torch._foreach_copy_(self.parameters, self.masters)
+                torch._foreach_copy_(list[Tensor](self.parameters), self.masters)
         self.torch.zero_grad(set_to_none=True)
         for parameter in self.parameters:
             parameter.grad = None

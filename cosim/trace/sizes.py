@@ -1,7 +1,9 @@
-"""Sizes seen at probing batch and sequence lengths become products of axes: coefficient * batch^i * sequence^j, by divisibility.
+"""Sizes seen at probing batch and sequence lengths become products of axes: coefficient * batch^i * sequence^j, by
+divisibility.
 
-The probing lengths are primes p for which (p - 1) / 2 is prime too, and which divide no dimension of a parameter: a size that p
-divides is a multiple of the axis, and one that (p - 1) / 2 divides belongs to a shifted sequence (labels one position on).
+The probing lengths are primes p for which (p - 1) / 2 is prime too, and which divide no dimension of a parameter: a
+size that p divides is a multiple of the axis, and one that (p - 1) / 2 divides belongs to a shifted sequence (labels
+one position on).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ def probe_batch(dimensions: Iterable[int]) -> int:
 
 
 def probe_sequences(dimensions: Iterable[int], longest: int | None) -> list[int]:
-    """Sequence lengths to try, longest first, none above `longest` (None: unknown) and none that divides a dimension."""
+    """Sequence lengths to try, longest first, none above `longest` (None: unknown), none that divides a dimension."""
     known = list(dimensions)
     allowed = [p for p in SEQUENCES if (longest is None or p <= longest) and _divides_none(p, known)]
     return allowed[:1] + [p for p in allowed if p < 120][:1]

@@ -1,7 +1,9 @@
-"""Makes the graph of a training step: chooses the sizes to trace at, records, and binds the graph to the sizes asked for.
+"""Makes the graph of a training step: chooses the sizes to trace at, records, and binds the graph to the sizes asked
+for.
 
-The sizes are primes first (`sizes.py`), so that the graph binds to any batch and sequence length; a module that refuses them is
-traced with its actual sequence length, then with both actual sizes. torch is imported when a trace is made, not before.
+The sizes are primes first (`sizes.py`), so that the graph binds to any batch and sequence length; a module that
+refuses them is traced with its actual sequence length, then with both actual sizes. torch is imported when a trace is
+made, not before.
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ class DataDependentError(InputError):
 def trace(model: Source, options: TraceOptions | None = None, progress: Progress | None = None) -> OpGraph:
     """The graph of one training step of `model`, bound to `options.batch` and `options.sequence`.
 
-    `model` is a configuration, a Hugging Face or user module, or a function that builds a module. Where the module could not run
-    at the probing sizes, `axes` lacks "batch" or "sequence"; `provenance["fixed"]` names them with their size.
-    Raises InputError: the module cannot be built, its forward or backward fails, or its control flow depends on data.
+    `model` is a configuration, a Hugging Face or user module, or a function that builds a module. Where the module
+    could not run at the probing sizes, `axes` lacks "batch" or "sequence"; `provenance["fixed"]` names them with
+    their size. Raises InputError: the module cannot be built, its forward or backward fails, or its control flow
+    depends on data.
     """
     options = options or TraceOptions()
     start = time.perf_counter()
@@ -60,18 +63,22 @@ def trace(model: Source, options: TraceOptions | None = None, progress: Progress
 
 
 def canonical(model: Source, sequence: int) -> Source:
-    """`model` as far as its graph depends on the sequence length: a learned position table must have a row per position."""
+    """`model` as far as its graph depends on the sequence length: a learned position table must have a row per
+    position.
+    """
     if not isinstance(model, ModelConfig):
         return model
     return model.for_sequence(sequence if model.pos_emb == "learned" else 1)
 
 
 def bind(graph: OpGraph, options: TraceOptions) -> OpGraph:
-    """The graph at the options' sizes. Raises InputError if one of them is fixed to another value by the traced module."""
+    """The graph at the options' sizes. Raises InputError if one of them is fixed to another value by the traced
+    module.
+    """
     sizes = {"batch": options.batch, "sequence": options.sequence}
     for axis, size in graph.provenance.get("fixed", {}).items():
         if sizes[axis] != size:
-            raise InputError(f"model: its {axis} length is fixed to {size} by the module; {sizes[axis]} is not possible")
+            raise InputError(f"model: the module fixes its {axis} size to {size}; {sizes[axis]} is not possible")
     return graph.bind(**{axis: size for axis, size in sizes.items() if axis in graph.axes})
 
 

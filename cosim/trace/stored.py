@@ -56,8 +56,8 @@ def load_graph(path: Path) -> OpGraph | None:
 
 def _graph(description: dict[str, Any], arrays: dict[str, Any]) -> OpGraph:
     count = len(arrays["op_kind"])
-    columns = {name: arrays[name] for name in _COLUMNS}
-    rows = {name: Csr(arrays[f"{name}.indptr"], arrays[f"{name}.indices"]) for name in _ROWS}
+    columns: dict[str, Any] = {name: arrays[name] for name in _COLUMNS}
+    rows: dict[str, Any] = {name: Csr(arrays[f"{name}.indptr"], arrays[f"{name}.indices"]) for name in _ROWS}
     if any(len(row) != count for row in rows.values()) or any(len(columns[n]) != count for n in _COLUMNS[:4]):
         raise ValueError("columns differ in length")
     return OpGraph(

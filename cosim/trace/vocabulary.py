@@ -1,7 +1,8 @@
 """The op classes that the simulator prices, and which operator belongs to which.
 
-A table from the operator's name to its class and to the arithmetic that it does per element, so that a new operator is a new
-row. What is not in the table is class `unknown`: it costs the bytes that it moves and is counted in `OpGraph.unknown_ops`.
+A table from the operator's name to its class and to the arithmetic that it does per element, so that a new operator
+is a new row. What is not in the table is class `unknown`: it costs the bytes that it moves and is counted in
+`OpGraph.unknown_ops`.
 
     matmul               mm, addmm, bmm, baddbmm: C[m, n] = A[m, k] B[k, n], see `matmul_dims`
     convolution          convolution and its backward
@@ -20,8 +21,9 @@ row. What is not in the table is class `unknown`: it costs the bytes that it mov
     unknown              everything else
 
 Counts are per element of the largest operand that the op reads or writes. `vector_ops` are additions, multiplications,
-comparisons and conversions of the vector unit; `special_ops` are exponentials, logarithms, square roots, divisions, tanh, erf:
-what a GPU's special function unit or a sequence of vector instructions computes. They follow the formulas, not a compiler's output.
+comparisons and conversions of the vector unit; `special_ops` are exponentials, logarithms, square roots, divisions,
+tanh, erf: what a GPU's special function unit or a sequence of vector instructions computes. They follow the formulas,
+not a compiler's output.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class Entry:
 def lookup(target: str) -> Entry:
     """The vocabulary's entry for an operator such as "aten.mm"; class unknown (no arithmetic) if there is none.
 
-    The in-place form of an operator ("aten.add_") is the operator; a `_foreach_` form is the operator over many tensors.
+    The in-place form of an operator ("aten.add_") is the operator; a `_foreach_` form is the operator over many
+    tensors.
     """
     entry = _TABLE.get(target)
     if entry is None and target.endswith("_"):
@@ -95,7 +98,8 @@ def _rows() -> Mapping[str, Entry]:
     add("attention", "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention")
     add("attention_backward", "cosim.attention_backward _scaled_dot_product_flash_attention_backward")
     add("attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward")
-    add("attention_backward", "_scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward")
+    add("attention_backward", "_scaled_dot_product_efficient_attention_backward")
+    add("attention_backward", "_scaled_dot_product_cudnn_attention_backward")
 
     # LayerNorm: mean (1), variance (3), normalise (2), scale and shift (2); RMSNorm: no mean, no shift.
     # Backward: two row sums and the input's gradient (8), and the weights' and bias's column sums (4).
@@ -110,8 +114,12 @@ def _rows() -> Mapping[str, Entry]:
     add("softmax_backward", "_log_softmax_backward_data", 3, 1)
     add("loss", "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", 0)
 
+    add("loss", "cosim.cross_entropy", 4, 1)
+    add("loss", "cosim.cross_entropy_backward", 3, 1)
+
     add("pointwise", "add sub rsub mul neg abs maximum minimum clamp clamp_min clamp_max relu sign square", 1)
-    add("pointwise", "where masked_fill masked_fill_ eq ne lt le gt ge logical_not logical_and logical_or bitwise_and", 1)
+    add("pointwise", "where masked_fill masked_fill_ eq ne lt le gt ge logical_not logical_and logical_or", 1)
+    add("pointwise", "bitwise_and", 1)
     add("pointwise", "bitwise_or bitwise_not bitwise_xor tril triu isnan isinf floor ceil round remainder", 1)
     add("pointwise", "threshold_backward lerp addcmul native_dropout_backward masked_fill mul_ hardtanh", 2)
     add("pointwise", "div reciprocal sqrt rsqrt exp log log2 log1p expm1 sin cos tanh sigmoid erf floor_divide", 0, 1)
@@ -127,24 +135,29 @@ def _rows() -> Mapping[str, Entry]:
     add("pointwise", "native_dropout", 12)  # a Philox draw (about 10 integer operations per 32 bits), compare, scale
     add("random", "bernoulli uniform normal rand randn randint random rand_like randn_like randperm", 10)
 
-    add("reduction", "sum mean prod max min amax amin argmax argmin any all cumsum cumprod norm var var_mean logsumexp", 1)
+    add("reduction", "sum mean prod max min amax amin argmax argmin any all cumsum cumprod", 1)
+    add("reduction", "norm var var_mean logsumexp", 2)
     add("reduction", "linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2)
 
     add("copy", "clone _to_copy copy copy_ cat stack contiguous constant_pad_nd slice_scatter select_scatter roll flip")
     add("copy", "repeat split_with_sizes_copy repeat_interleave slice_backward select_backward unfold_backward")
     add("gather", "embedding index gather index_select take masked_select")
     add("scatter", "embedding_dense_backward index_put _index_put_impl_ index_add scatter scatter_add index_copy", 1)
-    add("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full arange")
+    add("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full")
+    add("fill", "arange")
     add("fill", "linspace eye scalar_tensor _foreach_zero_ tril_indices triu_indices")
 
-    # Adam, per parameter: two moments (2 + 3), bias corrections and step (4), weight decay (2); square root and division
+    # Adam, per parameter: two moments (2 + 3), bias corrections and step (4), weight decay (2); square root and
+    # division
     add("optimizer", "_fused_adamw_ _fused_adam_", 11, 2)
     add("optimizer", "_fused_sgd_", 4)
     add("optimizer", "_fused_adagrad_", 5, 2)
 
     add("view", "view _unsafe_view reshape t transpose permute expand slice select split split_with_sizes unbind chunk")
-    add("view", "squeeze unsqueeze as_strided detach alias diagonal unfold narrow flatten unflatten movedim view_as_complex")
-    add("view", "view_as_real _reshape_alias lift_fresh lift expand_as squeeze_ unsqueeze_ transpose_ t_ detach_ real imag")
+    add("view", "squeeze unsqueeze as_strided detach alias diagonal unfold narrow flatten unflatten movedim")
+    add("view", "view_as_complex")
+    add("view", "view_as_real _reshape_alias lift_fresh lift expand_as squeeze_ unsqueeze_ transpose_ t_ detach_")
+    add("view", "real imag")
     add("view", "empty empty_like empty_strided new_empty new_empty_strided empty_permuted resize_ set_ is_same_size")
     add("view", "sym_size sym_numel sym_stride _local_scalar_dense _has_compatible_shallow_copy_type _version")
     add("view", "prim.device record_stream _assert_async _assert_scalar")
@@ -154,8 +167,11 @@ def _rows() -> Mapping[str, Entry]:
 _TABLE: Mapping[str, Entry] = _rows()
 
 WRITE_ONLY = frozenset(
-    "aten." + name
-    for name in "copy_ zero_ fill_ normal_ uniform_ bernoulli_ random_ _foreach_zero_ _foreach_copy_ exponential_".split()
+    f"aten.{name}_"
+    for name in (
+        *("copy", "zero", "fill", "normal", "uniform", "bernoulli", "random", "exponential"),
+        *("_foreach_zero", "_foreach_copy"),
+    )
 )
 """Operators that overwrite their mutated inputs without reading them."""
 
@@ -189,8 +205,9 @@ def attention_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int, in
 def kind_flops(graph: OpGraph, kind: OpKind, halve_causal: bool = True) -> float:
     """FLOP of matrix products in an op: 2mnk for a product, two products for attention, five for its backward.
 
-    A causal mask halves attention's where `halve_causal`. The fifth product of the backward recomputes the scores (FlashAttention,
-    arXiv 2205.14135). Everything else counts 0, as model FLOPs are counted (arXiv 2204.02311, appendix B).
+    A causal mask halves attention's where `halve_causal`. The fifth product of the backward recomputes the scores
+    (FlashAttention, arXiv 2205.14135). Everything else counts 0, as model FLOPs are counted (arXiv 2204.02311,
+    appendix B).
     """
     if kind.op_class == "matmul":
         batch, m, n, k = matmul_dims(graph, kind)
@@ -224,14 +241,16 @@ def flops(graph: OpGraph, halve_causal: bool = True) -> list[float]:
 def kind_bytes(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
     """(bytes read, bytes written) by an op, if every operand crosses memory once; views and allocations move nothing.
 
-    A gather reads the rows that it returns, not the table; a scatter reads and writes what it accumulates and zeroes the rest.
+    A gather reads the rows that it returns, not the table; a scatter reads and writes what it accumulates and zeroes
+    the rest.
     """
     if kind.op_class == "view":
         return 0.0, 0.0
     sizes = graph.spec_bytes
     unread = kind.mutated if kind.target in WRITE_ONLY else ()
     read = float(sum(int(sizes[spec]) for i, spec in enumerate(kind.inputs) if i not in unread))
-    write = float(sum(int(sizes[spec]) for spec in kind.outputs) + sum(int(sizes[kind.inputs[i]]) for i in kind.mutated))
+    written = [*kind.outputs, *(kind.inputs[i] for i in kind.mutated)]
+    write = float(sum(int(sizes[spec]) for spec in written))
     if kind.op_class == "gather" and kind.inputs:
         table = int(sizes[kind.inputs[0]])
         return min(read, read - table + write), write

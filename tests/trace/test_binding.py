@@ -1,0 +1,90 @@
+"""A graph bound to other sizes is the graph that a trace at those sizes would have given."""
+
+import numpy as np
+import pytest
+
+from cosim.graph import OpGraph
+from cosim.trace import TraceOptions, bind, trace
+from cosim.trace.run import record
+from cosim.trace.sizes import SizeDecoder, probe_batch, probe_sequences
+from cosim.trace.step import canonical
+from hwmodels.units import InputError
+from workloads.model import ModelConfig
+
+
+def traced_at(model: ModelConfig, options: TraceOptions) -> OpGraph:
+    """A trace at the actual sizes, without any probing."""
+    return record(canonical(model, options.sequence), options, SizeDecoder(None, None), None)
+
+
+def described(graph: OpGraph) -> list[tuple[object, ...]]:
+    """Every op in order, with the sizes and storages of what it reads and writes."""
+    rows = []
+    for op in range(len(graph)):
+        kind = graph.kinds[graph.op_kind[op]]
+        tensors = [*graph.op_inputs.row(op).tolist(), -1, *graph.op_outputs.row(op).tolist()]
+        shapes = [graph.shapes[graph.tensor_spec[t]] for t in tensors if t >= 0]
+        storages = [int(graph.tensor_storage[t]) for t in tensors if t >= 0]
+        rows.append((kind.target, kind.attributes, kind.mutated, tuple(shapes), tuple(storages)))
+    return rows
+
+
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+@pytest.mark.parametrize("sizes", [(2, 96), (7, 1024)])
+def test_binding_equals_tracing_again(
+    family: str, attention: str, sizes: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(family)
+    options = TraceOptions(attention=attention, dropout=0.1, batch=sizes[0], sequence=sizes[1])
+    graph, again = trace(model, options), traced_at(model, options)
+    assert described(graph) == described(again)
+    np.testing.assert_array_equal(graph.storage_bytes, again.storage_bytes)
+    np.testing.assert_array_equal(graph.storage_alloc, again.storage_alloc)
+    np.testing.assert_array_equal(graph.storage_free, again.storage_free)
+    np.testing.assert_array_equal(graph.storage_category, again.storage_category)
+    assert graph.blocks == again.blocks
+
+
+def test_every_size_of_a_gpt_binds(gpt: ModelConfig) -> None:
+    graph = trace(gpt, TraceOptions())
+    assert graph.provenance["fixed"] == {}
+    assert {"batch", "sequence"} <= set(graph.axes)
+    doubled = graph.bind(batch=2 * graph.axes["batch"])
+    activations = [int(g.storage_bytes[g.storage_category == 3].sum()) for g in (graph, doubled)]
+    # only the embedded positions (sequence, hidden) do not grow with the batch; they are not saved
+    assert activations[1] == pytest.approx(2 * activations[0], rel=1e-3)
+
+
+def test_a_learned_position_table_grows_with_the_sequence(gpt: ModelConfig) -> None:
+    short, long = (trace(gpt, TraceOptions(sequence=s)) for s in (512, 4096))
+    assert long.parameter_count() - short.parameter_count() == (4096 - 1024) * gpt.hidden
+
+
+def test_a_fixed_axis_says_so_when_another_size_is_asked_for(gpt: ModelConfig) -> None:
+    fixed = traced_at(gpt, TraceOptions(batch=2, sequence=64))
+    assert "batch" not in fixed.axes
+    assert "sequence" not in fixed.axes
+    with pytest.raises(InputError, match="fixes its batch size to 2; 4 is not possible"):
+        bind(fixed, TraceOptions(batch=4, sequence=64))
+
+
+def test_sizes_decode_into_powers_of_batch_and_sequence() -> None:
+    decoder = SizeDecoder(263, 1019)
+    assert decoder.dim(263 * 1019) == ("batch", "sequence")
+    assert decoder.dim(263 * 12 * 1019**2) == ("batch", "sequence", "sequence", "size_12")
+    assert decoder.dim(4096) == ("size_4096",)
+    assert decoder.dim(1) == ()
+    assert not decoder.shifted
+    assert decoder.dim(263 * 1018) == ("batch", "sequence")  # labels one position on
+    assert decoder.shifted
+
+
+def test_probing_sizes_divide_no_dimension_and_fit_the_position_table() -> None:
+    dimensions = {263 * 4, 1019, 4096}
+    assert probe_batch(dimensions) not in (263, 1019)
+    for longest in (None, 2048, 512, 100):
+        for sequence in probe_sequences(dimensions, longest):
+            assert sequence != 1019
+            assert longest is None or sequence <= longest
+    assert probe_sequences(dimensions, 8) == []

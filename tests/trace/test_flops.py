@@ -1,0 +1,67 @@
+"""FLOP of a traced step, against PyTorch's own counter and against closed forms."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from cosim.graph import Phase
+from cosim.trace import TraceOptions, trace
+from cosim.trace.vocabulary import flops, kind_flops
+from workloads import operators  # noqa: F401  registers cosim::attention
+from workloads.build import build_module
+from workloads.model import ModelConfig
+from workloads.training import loss
+
+
+def counted(model: ModelConfig, attention: str, batch: int, sequence: int) -> float:
+    """torch.utils.flop_counter's count of forward and backward; it knows no cosim operators, so it is told their shapes."""
+
+    def forward(q, k, v, *_args, out_shape=None, **_kwargs):  # type: ignore[no-untyped-def]
+        return sdpa_flop_count(q, q[:2] + k[2:], q[:2] + v[2:])
+
+    def backward(grad, q, k, v, *_args, out_shape=None, **_kwargs):  # type: ignore[no-untyped-def]
+        return sdpa_backward_flop_count(grad, q, q[:2] + k[2:], q[:2] + v[2:])
+
+    known = {torch.ops.cosim.attention: forward, torch.ops.cosim.attention_backward: backward}
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=known) as counter:
+        module = build_module(model, attention=attention, seq_len=sequence)  # type: ignore[arg-type]
+        tokens = torch.zeros((batch, sequence), dtype=torch.int64)
+        loss(module(tokens), tokens).backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_flops_are_those_of_pytorchs_counter(family: str, attention: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(family)
+    graph = trace(model, TraceOptions(attention=attention, batch=3, sequence=256))
+    assert sum(flops(graph, halve_causal=False)) == pytest.approx(counted(model, attention, 3, 256), rel=5e-3)
+
+
+def test_a_dense_step_is_six_flop_per_weight_and_token_plus_attention(llama: ModelConfig) -> None:
+    batch, sequence = 2, 512
+    graph = trace(llama, TraceOptions(batch=batch, sequence=sequence))
+    weights = llama.layers * llama.layer_matmul_parameters() + llama.vocab * llama.hidden
+    scores = 2 * batch * llama.heads * sequence**2 * llama.head_dim  # one product of full attention
+    expected = 6.0 * weights * batch * sequence + llama.layers * (2 + 5) * scores
+    assert sum(flops(graph, halve_causal=False)) == pytest.approx(expected, rel=1e-9)
+    halved = sum(flops(graph)) - expected
+    assert halved == pytest.approx(-llama.layers * 3.5 * scores, rel=1e-9)
+
+
+def test_a_linear_layer_is_tn_forward_nn_for_its_input_and_nt_for_its_weight(llama: ModelConfig) -> None:
+    graph = trace(llama, TraceOptions())
+    layouts: dict[int, set[str]] = {Phase.FORWARD: set(), Phase.BACKWARD: set()}
+    for op, kind in enumerate(graph.kinds[k] for k in graph.op_kind.tolist()):
+        if kind.op_class == "matmul":
+            layouts[int(graph.op_phase[op])].add(kind.attribute("layout"))
+    assert layouts == {Phase.FORWARD: {"TN"}, Phase.BACKWARD: {"NN", "NT"}}
+
+
+def test_attention_costs_two_products_forward_and_five_backward(gpt: ModelConfig) -> None:
+    graph = trace(gpt, TraceOptions(batch=2, sequence=128))
+    product = 2 * 2 * gpt.heads * 128 * 128 * gpt.head_dim
+    found = {k.op_class: kind_flops(graph, k, halve_causal=False) for k in graph.kinds if "attention" in k.op_class}
+    assert found == {"attention": 2 * product, "attention_backward": 5 * product}
+    assert all(k.attribute("causal") is True for k in graph.kinds if "attention" in k.op_class)
