@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = app(args=arguments, prog_name="cosim", standalone_mode=False) or 0
         sys.stdout.flush()
+        if status == _INTERRUPTED:  # typer's answer to Ctrl-C
+            _say("interrupted", status)
     except InputError as error:
         status = _say(error, 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,0 +1,212 @@
+"""The command line: bad input is one sentence and status 2, outputs are whole or absent, Ctrl-C leaves nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAKE = str(Path(__file__).with_name("fake_run.py"))
+ROOT = Path(__file__).parents[2]
+RUN: dict[str, Any] = {
+    "workload": {"model": "gpt2", "seq_len": 1024, "global_batch": 64},
+    "system": {"accelerator": "h100-sxm-80gb", "devices": 8},
+}
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+def cosim(*arguments: str | Path, cwd: Path, text: str | None = None, seconds: float = 0) -> Any:
+    """The finished process of `cosim` with `arguments`, in which simulations take `seconds`."""
+    command = [sys.executable, FAKE, str(seconds), *map(str, arguments)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "100"}
+    return subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def refused(process: Any, sentence: str) -> None:
+    """Status 2, `sentence` on the one line of standard error, and nothing simulated."""
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert process.stderr.startswith("cosim: ")
+    assert sentence in process.stderr
+    assert "Traceback" not in process.stderr
+    assert "simulating" not in process.stdout
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    """A good run file, alone in its folder."""
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(RUN))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "bad.yaml: is empty"),
+        ("a: 1\na: 2\n", "the key 'a' is there twice"),
+        ("a: !!python/object/apply:os.system [echo]\n", "the tag"),
+        (LAUGHS, "aliases"),
+        ("a: '" + "x" * 10_000_000 + "'", "larger than the 1 MB"),
+        ("[" * 100_000, "nested deeper"),
+        ("workload: [", "is not valid YAML"),
+        (json.dumps(RUN).replace("seq_len", "seqlen"), "did you mean 'seq_len'?"),
+    ],
+    ids=["empty", "twice", "tag", "laughs", "large", "deep", "broken", "unknown key"],
+)
+def test_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(cosim("simulate", "bad.yaml", "--json", "out.json", "--html", "out.html", cwd=tmp_path), sentence)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["simulate"], "give one run file"),
+        (["simulate", "missing.yaml"], "missing.yaml: cannot be read: No such file"),
+        (["simulate", "run.yaml", "--set", "training.precison=bf16"], "did you mean 'precision'?"),
+        (["simulate", "run.yaml", "--set", "system.network.inter_node=400 GHz"], "is not a unit of bandwidth"),
+        (["simulate", "run.yaml", "--set", "system.devices=0"], "at least 1"),
+        (["simulate", "run.yaml", "--set", "parallel.tensor=2"], "parallel.tensor: 2 is not modelled yet"),
+        (["simulate", "run.yaml", "--json", "no/such/folder/x.json"], "cannot be written: No such file"),
+        (["simulate", "run.yaml", "--html", "."], "is a directory"),
+        (["simulate", "run.yaml", "--json", "run.yaml"], "is the same file as"),
+        (["simulate", "run.yaml", "--json", "a", "--html", "a"], "is the same file as"),
+        (["simulate", "run.yaml", "--json", "/proc/x.json"], "cannot be written"),
+        (["simulate", "run.yaml", "--frobnicate"], "No such option"),
+        (["simulate", "--batch", "missing.jsonl"], "missing.jsonl: cannot be read"),
+        (["simulate", "--batch", "."], "directory"),
+        (["simulate", "--batch", "run.yaml", "--html", "x.html"], "leave it out"),
+        (["hw", "show", "h100-smx-80gb"], "did you mean h100-sxm-80gb"),
+        (["workload", "show", "lama3-8b"], "llama3-8b"),
+        (["validate", "show", "mosaicml-27"], "did you mean 'mosaicml-"),
+        (["validate", "published", "--group", "nosuch"], "groups are "),
+        (["validate", "published", "--source", "nosuch"], "sources are "),
+    ],
+)
+def test_bad_argument_is_one_sentence(run_file: Path, arguments: list[str], sentence: str) -> None:
+    refused(cosim(*arguments, cwd=run_file.parent), sentence)
+    assert [path.name for path in run_file.parent.iterdir()] == ["run.yaml"]
+
+
+def test_what_the_simulation_refuses_writes_nothing(run_file: Path) -> None:
+    process = cosim("simulate", run_file, "--set", "training.dropout=0.5", "--json", "out.json", cwd=run_file.parent)
+    assert process.returncode == 2
+    assert process.stderr == "cosim: training.precision: this chip has no such format\n"
+    assert [path.name for path in run_file.parent.iterdir()] == ["run.yaml"]
+
+
+def test_simulate_writes_its_outputs(run_file: Path) -> None:
+    process = cosim("simulate", run_file, "--json", "out.json", "--html", "out.html", cwd=run_file.parent)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "a table" in process.stdout
+    assert json.loads((run_file.parent / "out.json").read_text()) == {"devices": 8}
+    assert sorted(path.name for path in run_file.parent.iterdir()) == ["out.html", "out.json", "run.yaml"]
+    assert (run_file.parent / "out.json").stat().st_mode & 0o777 == run_file.stat().st_mode & 0o777
+
+
+def test_simulate_reads_standard_input_and_changes(tmp_path: Path) -> None:
+    changes = ["--set", "system.devices=16", "--set", "workload.micro_batch=2"]
+    process = cosim("simulate", "-", *changes, "--json", "out.json", cwd=tmp_path, text=json.dumps(RUN))
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == {"devices": 16}
+
+
+def test_output_may_be_a_device(run_file: Path) -> None:
+    process = cosim("simulate", run_file, "--json", "/dev/null", cwd=run_file.parent)
+    assert process.returncode == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_bad_lines_of_a_batch_are_answered_in_order_and_the_others_still_run(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(RUN),
+        "{not json",
+        json.dumps(RUN | {"training": {"dropout": 0.5}}),
+        "",
+        '{"x": "' + "x" * 3_000_000 + '"}',
+        json.dumps(RUN | {"system": {"accelerator": "h100-sxm-80gb", "devices": 16}}),
+    ]
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines))
+    process = cosim("simulate", "--batch", "runs.jsonl", "--json", "out.jsonl", cwd=tmp_path)
+    assert process.returncode == 0
+    assert process.stderr == "cosim: 4 of 6 runs could not be simulated; their lines say why\n"
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [answer.get("devices") for answer in answers] == [8, None, None, None, None, 16]
+    assert "runs.jsonl, line 2: is not valid JSON" in answers[1]["error"]
+    assert answers[2] == {"error": "training.precision: this chip has no such format"}
+    assert "line 4" in answers[3]["error"]
+    assert "larger than the 1 MB" in answers[4]["error"]
+
+
+def test_interrupt_is_one_line_and_leaves_nothing(run_file: Path) -> None:
+    command = [sys.executable, FAKE, "30", "simulate", "run.yaml", "--json", "out.json", "--html", "out.html"]
+    with subprocess.Popen(
+        command, cwd=run_file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "simulating\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == "cosim: interrupted\n"
+    assert [path.name for path in run_file.parent.iterdir()] == ["run.yaml"]
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, FAKE, "0", "schema"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "simulate"),
+        (["--version"], "."),
+        (["hw", "list"], "h100-sxm-80gb"),
+        (["hw", "show", "h100-sxm-80gb"], "name: h100-sxm-80gb"),
+        (["workload", "list"], "llama3-70b"),
+        (["workload", "show", "llama3-8b"], "kv_heads: 8"),
+        (["schema"], '"$defs"'),
+        (["validate", "show", "mosaicml-0027"], "framework: composer"),
+        (["validate", "published", "--group", "bloom"], "not modelled yet (parallel.tensor: 4)"),
+    ],
+)
+def test_commands_that_only_print(tmp_path: Path, arguments: list[str], shown: str) -> None:
+    process = cosim(*arguments, cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert shown in process.stdout
+
+
+def test_help_and_lists_load_no_heavy_library(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom cosim.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'numpy', 'scipy', 'plotly', 'transformers') if name in sys.modules])"
+    )
+    for arguments in (["--help"], ["hw", "list"], ["workload", "list"]):
+        out = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=60
+        ).stdout
+        assert out.splitlines()[-1] == "[]"
+
+
+def test_validate_show_prints_a_run_file(tmp_path: Path) -> None:
+    shown = cosim("validate", "show", "mosaicml-0027", cwd=tmp_path).stdout
+    process = cosim("simulate", "-", "--json", "out.json", cwd=tmp_path, text=shown)
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == {"devices": 8}
