@@ -80,35 +80,31 @@ def score(
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Case]:
-    """A case per row, in order. `progress` is called with (done, all).
+    """A case per row, in order. `progress` is called with (done, all) of the rows that can be simulated.
 
     Without `simulate` the rows run through `cosim.simulate` on `processes` processes (default: one per core).
     """
-    processes = min(processes or os.cpu_count() or 1, len(chosen))
+    answers = {run.id: _refusal(run) for run in chosen}
+    accepted = [run for run in chosen if answers[run.id] is None]
+    processes = min(processes or os.cpu_count() or 1, len(accepted))
     cases: Iterable[Case]
-    if simulate is not None or processes == 1:
-        cases = (run_case(run, simulate) for run in chosen)
+    if simulate is not None or processes <= 1:
+        cases = (run_case(run, simulate) for run in accepted)
     else:
-        cases = _in_processes([run.id for run in chosen], processes)
-    done: list[Case] = []
-    for case in cases:
-        done.append(case)
+        cases = _in_processes([run.id for run in accepted], processes)
+    for done, case in enumerate(cases, 1):
+        answers[case.id] = case
         if progress is not None:
-            progress(len(done), len(chosen))
-    return done
+            progress(done, len(accepted))
+    return [case for case in answers.values() if case is not None]
 
 
 def run_case(run: PublishedRun, simulate: Callable[[RunSpec], Any] | None = None) -> Case:
     """The case of one row; what is not modelled and what cannot be run is said in it, and not raised."""
     try:
-        spec = RunSpec.from_mapping(to_run(run), run.id)
-        result = (simulate or _simulate)(spec)
-    except NotModelledError as error:
-        reason = f"{error.key}: {error.value}"[:100] if error.key else str(error)[:100]
-        return Case(run.id, run.group, run.composed, not_modelled=reason)
+        result = (simulate or _simulate)(RunSpec.from_mapping(to_run(run), run.id))
     except InputError as error:
-        text = str(error).removeprefix(f"{run.id}: ").replace(f"published run {run.id}: ", "")
-        return Case(run.id, run.group, run.composed, problem=text[:200])
+        return _refused(run, error)
     measured_memory = run.peak_memory_gib * GIB if run.peak_memory_gib is not None and run.score_memory else None
     return Case(
         run.id,
@@ -183,6 +179,22 @@ def _group_score(key: tuple[bool, str], cases: list[Case], worst: int) -> GroupS
         infeasible=sum(case.feasible is False for case in cases),
         worst=tuple(sorted(timed, key=lambda case: -abs(case.time_error or 0.0))[:worst]),
     )
+
+
+def _refusal(run: PublishedRun) -> Case | None:
+    """The case of a row that has no run file, or one that RunSpec refuses."""
+    try:
+        RunSpec.from_mapping(to_run(run), run.id)
+    except InputError as error:
+        return _refused(run, error)
+    return None
+
+
+def _refused(run: PublishedRun, error: InputError) -> Case:
+    if isinstance(error, NotModelledError):
+        return Case(run.id, run.group, run.composed, not_modelled=f"{error.key}: {error.value}"[:100])
+    text = str(error).removeprefix(f"{run.id}: ").replace(f"published run {run.id}: ", "")
+    return Case(run.id, run.group, run.composed, problem=text[:200])
 
 
 def _simulate(spec: RunSpec) -> Any:
