@@ -4,48 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cosim import engine, parallel, stacks
+from cosim import engine, stacks, trace
+from cosim.graph import OpGraph
 from cosim.mapping import data_parallel as mapping
 from cosim.mapping.pricing import Kernels, attention_algorithm, price
-from cosim.mapping.segments import Interference, segments
+from cosim.mapping.rank import interference
+from cosim.mapping.segments import segments
+from cosim.parallel import data_parallel
 from cosim.result import Result
 from cosim.spec import RunSpec
+from cosim.stacks.stack import Stack
 from cosim.summary import Played, summarize
-from cosim.techniques import precision as precisions
+from cosim.techniques import precision
+from cosim.techniques.fusion import fuse
+from cosim.techniques.precision import Precision
+from cosim.techniques.recompute import recompute
+from cosim.trace import TraceOptions
 from hwmodels import accelerator as accelerators
+from hwmodels.accelerator import Accelerator
 from hwmodels.cluster import Cluster
 
 Progress = Callable[[str, float | None], None]
 CLOCK_ROUNDS = 3
-MICRO_STEPS_PLAYED = 4
+MICRO_STEPS_PLAYED = 4  # more are repetitions of the one before the last
 
 
 def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     """Simulate one training step of `spec`.
 
     `progress` is told what is being done, with the fraction done where it is known. Raises InputError where the traced
-    model or the accelerator shows that the run cannot be; a run that does not fit in memory is not an error, its result
-    says so.
+    model or the accelerator shows that the run cannot be; a run that does not fit in memory is not an error, its
+    result says so.
     """
     stack = stacks.load(spec.training.framework)
-    accelerator = accelerators.load(_reference(spec), "system.accelerator")
-    cluster = Cluster.build(
-        accelerator,
-        spec.system.devices,
-        spec.system.devices_per_node,
-        spec.system.nvlink_domain,
-        _network(spec),
+    accelerator, cluster = _machine(spec)
+    formats = precision.resolve(
+        spec.training.precision,
+        stack,
+        spec.parallel.zero == 3,
+        spec.training.gradient_format,
+        spec.training.reduce_format,
     )
-    zero = _zero(spec)
-    formats = precisions.resolve(
-        spec.training.precision, stack, zero == 3, spec.training.gradient_format, spec.training.reduce_format
-    )
-    graph = _graph(spec, formats, stack, progress)
-    plan = parallel.data_parallel.plan(
+    accelerator.peak_flops(formats.compute)
+    graph = step_graph(spec, formats, stack, progress)
+    plan = data_parallel.plan(
         graph,
         degree=spec.data_parallel,
         per_node=cluster.domain,
-        zero=zero,
+        zero=spec.parallel.zero or 0,
         formats=formats.step_formats(spec.training.optimizer),
         overlap_gradients=spec.parallel.overlap.gradients is not False,
         overlap_parameters=spec.parallel.overlap.parameters is not False,
@@ -55,23 +61,72 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     kernels = Kernels(
         fp32_matmul=formats.fp32_matmul,
         attention=attention_algorithm(spec.training.attention, stack, accelerator.architecture),
-        optimizer_shards=plan.shards_optimizer,
+        optimizer_shards=plan.optimizer_shards,
         stack=stack,
     )
+    return summarize(_play(spec, graph, plan, kernels, formats, accelerator, cluster))
+
+
+def _play(
+    spec: RunSpec,
+    graph: OpGraph,
+    plan: data_parallel.DataParallelPlan,
+    kernels: Kernels,
+    formats: Precision,
+    accelerator: Accelerator,
+    cluster: Cluster,
+) -> Played:
+    """Price, map and play the step, at the clock that its own power leaves: repeated until the clock stays."""
     micro_steps = min(spec.micro_steps, MICRO_STEPS_PLAYED)
-    clock = accelerator.clock_hz
+    held = interference(plan, cluster)
+    chip = accelerator
     for rounds in range(1, CLOCK_ROUNDS + 1):
-        chip = accelerator if clock == accelerator.clock_hz else accelerator.at_clock(clock)
         prices = price(graph, chip, kernels)
-        held = Interference(*mapping.interference(plan, cluster))
-        parts = segments(graph, prices, stack, held, kernels.optimizer_shards)
-        program = mapping.build_program(plan, parts, cluster, stack, micro_steps)
+        parts = segments(graph, prices, kernels.stack, held, kernels.optimizer_shards, bool(spec.training.compile))
+        program = mapping.build_program(plan, parts, cluster, kernels.stack, micro_steps)
         timeline = engine.play(program)
         played = Played(
-            spec, graph, plan, prices, parts, program, timeline, chip, cluster, stack, formats, micro_steps, rounds
+            spec, graph, plan, prices, program, timeline, chip, cluster, kernels.stack, formats, micro_steps, rounds
         )
-        sustained = played.sustained_clock(accelerator)
-        if sustained >= clock * 0.995:
+        clock = played.sustained_clock_hz(accelerator)
+        if abs(clock - chip.clock_hz) <= 0.005 * accelerator.clock_hz:
             break
-        clock = sustained
-    return summarize(played)
+        chip = accelerator.at_clock(clock)
+    return played
+
+
+def _machine(spec: RunSpec) -> tuple[Accelerator, Cluster]:
+    system = spec.system
+    reference = system.accelerator
+    named = reference if isinstance(reference, str) else reference.model_dump()
+    accelerator = accelerators.load(named, "system.accelerator")
+    network = {key: value for key, value in system.network if value is not None}
+    cluster = Cluster.build(accelerator, system.devices, system.devices_per_node, system.nvlink_domain, network)
+    return accelerator, cluster
+
+
+def step_graph(spec: RunSpec, formats: Precision, stack: Stack, progress: Progress | None = None) -> OpGraph:
+    """The traced step of `spec`, with its techniques, bound to its micro-batch and sequence length."""
+    training, workload = spec.training, spec.workload
+    options = TraceOptions(
+        attention="unfused" if training.attention == "unfused" else "flash",
+        dropout=training.dropout,
+        parameter_format=formats.parameter,
+        autocast_format=formats.autocast,
+        master_format=formats.master,
+        gradient_format=formats.gradient,
+        optimizer=training.optimizer,
+        optimizer_implementation={"per_parameter": "single"}.get(stack.optimizer_kernel, stack.optimizer_kernel),
+        gradient_clipping=stack.gradient_clipping,
+        loss_fused=stack.cross_entropy_fused,
+        loss_in_fp32=stack.cross_entropy_format == "fp32",
+        logged_losses=stack.logged_losses,
+        task=workload.task,
+        batch=workload.micro_batch,
+        sequence=workload.seq_len,
+    )
+    graph = trace.cached_trace(spec.model(), options, progress)
+    if training.compile:
+        graph = fuse(graph, stack.compile_scope, stack.compile_loss)
+    policy = training.recompute
+    return recompute(graph, policy if isinstance(policy, str) else policy.every)

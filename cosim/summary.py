@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from cosim.engine.program import PICOSECONDS_PER_S, Program, Timeline
 from cosim.graph import Category, OpGraph, Phase
-from cosim.mapping.data_parallel import COMPUTE
 from cosim.mapping.pricing import Prices
+from cosim.mapping.rank import COMPUTE
 from cosim.memory import memory_over_time
 from cosim.parallel.data_parallel import DataParallelPlan
 from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline
@@ -53,6 +53,7 @@ class Played:
     stack: Stack
     formats: Precision
     micro_steps_played: int
+    clock_rounds: int
 
     @cached_property
     def repeats(self) -> int:
@@ -176,7 +177,7 @@ def _covered(
 
 def summarize(played: Played) -> Result:
     """The result of a played step."""
-    spec, accelerator, graph = played.spec, played.accelerator, played.graph
+    spec, accelerator = played.spec, played.accelerator
     devices, step_s = spec.system.devices, played.step_time_s
     curve, resident = _memory(played)
     capacity = accelerator.memory.hbm.capacity_bytes

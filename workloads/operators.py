@@ -4,6 +4,8 @@
     cosim::attention_backward  its gradient: recomputes the scores from q, k and the row statistics
     cosim::rms_norm            x * rstd * weight, one kernel (PyTorch on CUDA has one, on CPU it is eight operators)
     cosim::rms_norm_backward   its gradient
+    cosim::cross_entropy       mean cross entropy in one pass over the logits, in their own format
+    cosim::cross_entropy_backward  its gradient
 
 A trace sees each as one node. The plain implementations run on any device in any floating-point format and exist for
 correctness; they are registered for every backend, so a faster CPU or CUDA kernel of the same schema simply takes
@@ -171,6 +173,52 @@ def _rms_norm_gradient(ctx: Any, grad_out: Tensor | None, _rstd: None) -> tuple[
 
 
 rms_norm.register_autograd(_rms_norm_gradient, setup_context=_save_rms_norm)
+
+
+@torch.library.custom_op("cosim::cross_entropy", mutates_args=())
+def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy of logits (tokens, vocab) in their own format: (loss fp32 (), lse fp32 (tokens,)).
+
+    One pass that keeps a number per row instead of the probabilities, as flash_attn.losses.cross_entropy does.
+    """
+    wide = logits.to(torch.promote_types(torch.float32, logits.dtype))
+    lse = torch.logsumexp(wide, dim=-1)
+    picked = wide.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return (lse - picked).mean(), lse
+
+
+@cross_entropy.register_fake
+def _(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(torch.float32, logits.dtype)
+    return logits.new_empty((), dtype=wide), logits.new_empty(logits.shape[:1], dtype=wide)
+
+
+@torch.library.custom_op("cosim::cross_entropy_backward", mutates_args=())
+def cross_entropy_backward(grad_loss: Tensor, logits: Tensor, labels: Tensor, lse: Tensor) -> Tensor:
+    """Gradient of `cross_entropy` with respect to the logits: (softmax - one-hot) / tokens."""
+    gradient = torch.exp(logits.to(lse.dtype) - lse.unsqueeze(-1))
+    gradient.scatter_add_(-1, labels.unsqueeze(-1), -torch.ones_like(gradient[:, :1]).expand(-1, 1))
+    return (gradient * (grad_loss / max(len(labels), 1))).to(logits.dtype)
+
+
+@cross_entropy_backward.register_fake
+def _(grad_loss: Tensor, logits: Tensor, labels: Tensor, lse: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _save_cross_entropy(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _cross_entropy_gradient(ctx: Any, grad_loss: Tensor | None, _lse: None) -> tuple[Tensor | None, None]:
+    if grad_loss is None:
+        return None, None
+    return cross_entropy_backward(grad_loss, *ctx.saved_tensors), None
+
+
+cross_entropy.register_autograd(_cross_entropy_gradient, setup_context=_save_cross_entropy)
 
 
 def alibi_slopes(heads: int) -> list[float]:

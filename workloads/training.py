@@ -2,33 +2,47 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hwmodels.units import InputError
+from workloads.operators import cross_entropy
 
 
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (batch, seq, vocab) against labels (batch, seq) int64, in fp32.
+def loss(logits: Tensor, labels: Tensor, *, fused: bool = False, in_fp32: bool = True) -> Tensor:
+    """Mean cross entropy of logits (batch, seq, vocab) against labels (batch, seq) int64.
 
-    The logits are converted first, as torchtitan, Megatron-LM and Hugging Face do: an fp32 copy of (tokens, vocab).
+    With `in_fp32` the logits are converted first, as torchtitan, Megatron-LM and Hugging Face do: an fp32 copy of
+    (tokens, vocab). `fused` is one operator instead of log-softmax and negative log likelihood.
     """
-    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+    rows = logits.flatten(0, -2)
+    rows = rows.float() if in_fp32 else rows
+    return cross_entropy(rows, labels.flatten())[0] if fused else F.cross_entropy(rows, labels.flatten())
 
 
-def loss_of_output(output: object, labels: Tensor) -> Tensor:
+def loss_of_output(
+    output: object, labels: Tensor, *, fused: bool = False, in_fp32: bool = True, logged: int = 0
+) -> Tensor:
     """The scalar loss that a module's output stands for.
 
-    `output` is logits (batch, seq, vocab), a scalar loss, or an object or mapping with `loss` or `logits`.
+    `output` is logits (batch, seq, vocab), a scalar loss, or an object or mapping with `loss` or `logits`. `logged`
+    more cross entropies of the same logits are computed without gradient, as trainers do that log metrics.
     Raises InputError for anything else.
     """
     if isinstance(output, Tensor):
-        return output if output.dim() == 0 else loss(output, labels)
+        if output.dim() == 0:
+            return output
+        value = loss(output, labels, fused=fused, in_fp32=in_fp32)
+        with torch.no_grad():
+            for _ in range(logged):
+                loss(output, labels, in_fp32=False)
+        return value
     fields = output if isinstance(output, Mapping) else {key: getattr(output, key, None) for key in ("loss", "logits")}
     for key in ("loss", "logits"):
         value = fields.get(key)
         if isinstance(value, Tensor):
-            return loss_of_output(value, labels)
+            return loss_of_output(value, labels, fused=fused, in_fp32=in_fp32, logged=logged)
     raise InputError(
         f"model: forward returned {type(output).__name__}; allowed: logits (batch, seq, vocab), a scalar loss, "
         "or an object or dict with loss or logits"

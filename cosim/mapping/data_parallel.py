@@ -1,76 +1,54 @@
-"""One rank's step under data parallelism: its segments on the compute stream, its collectives on communication streams.
+"""One rank's step under data parallelism: its segments in order, and the collectives between them.
 
 What happens over time, with ZeRO 3 (FSDP):
-- forward: a unit's parameters are gathered, its segments run, its parameters are freed. The host issues gathers as it
-  reaches the units, and runs ahead of the device, so a gather overlaps the compute of the unit before; at most
-  `gathers_in_flight` units are gathered at once.
-- backward: the same in reverse; the next gather is issued before (`pre`) or after this unit's backward. A unit's
-  gradients are reduce-scattered while the next unit computes. With ZeRO 0 to 2 gradients are reduced in buckets as
-  backward completes them, in the last micro-step (ZeRO 2: in each), and ZeRO 1 and 2 gather the updated parameters
-  after the update, or under the next step's forward when that overlaps.
+- forward: a unit's parameters are gathered, its segments run, its parameters are freed. The host issues a gather when
+  it reaches the unit, and runs ahead of the device, so the gather overlaps the compute of the unit before; no more than
+  `gathers_in_flight` units are there at once.
+- backward: the same in reverse; the next gather is issued before (`pre`) or after (`post`) this unit's backward. A
+  unit's gradients are reduce-scattered while the next unit computes.
+
+With ZeRO 0 to 2, gradients are reduced in buckets as backward completes them, in the last micro-step or in each. ZeRO 1
+and 2 gather the updated parameters after the update, or, where that overlaps, under the next step's forward.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from cosim.engine.program import Label, MemoryProfile, Program, Resource, Stream
+from cosim.engine.program import MemoryProfile, Program
 from cosim.graph import Category, Phase
-from cosim.mapping.builder import ProgramBuilder, picoseconds
+from cosim.mapping.rank import Rank, delta, joined
 from cosim.mapping.segments import Segment
-from cosim.memory import round_allocation
 from cosim.parallel.data_parallel import ROOT, DataParallelPlan, Unit
 from cosim.stacks.stack import Stack
-from hwmodels.accelerator import Accelerator
-from hwmodels.cluster import Cluster, CollectiveCost
-from hwmodels.work import Pass
-
-HOST, COMPUTE, GATHER, REDUCE = range(4)
-CORES, MEMORY = 0, 1
-COMMUNICATION_PRIORITY = 1
-
-
-def interference(plan: DataParallelPlan, cluster: Cluster) -> tuple[float, float]:
-    """The shares of cores and of memory bandwidth that this plan's collectives hold while they run (0, 0 without
-    any).
-    """
-    if plan.degree == 1:
-        return 0.0, 0.0
-    cost = cluster.collective("all_gather", 64 * 2**20, plan.degree, plan.per_node)
-    return cost.core_share, cost.memory_share
+from hwmodels.cluster import Cluster
 
 
 def build_program(
-    plan: DataParallelPlan,
-    segments: list[Segment],
-    cluster: Cluster,
-    stack: Stack,
-    micro_steps: int,
+    plan: DataParallelPlan, segments: list[Segment], cluster: Cluster, stack: Stack, micro_steps: int
 ) -> Program:
     """The program of one step of `micro_steps` micro-steps of a rank; all ranks do the same at the same time."""
     step = _Step(plan, segments, cluster, stack, micro_steps)
-    step.parameters_from_last_step()
+    step.fetch_updated_parameters(Phase.FORWARD)
     for micro_step in range(micro_steps):
         step.forward(micro_step)
         step.backward(micro_step)
     step.update()
-    return step.builder.build()
+    return step.rank.build()
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """Consecutive segments of one unit in forward, or in backward with their recomputation."""
+    """Consecutive segments of one unit, in forward, or in backward with their recomputation."""
 
     layer: int
     segments: list[Segment]
 
 
-def _chunks(segments: list[Segment], units: set[int]) -> list[_Chunk]:
+def _chunks(segments: list[Segment], layers: set[int]) -> list[_Chunk]:
     chunks: list[_Chunk] = []
     for segment in segments:
-        layer = segment.layer if segment.layer in units else ROOT
+        layer = segment.layer if segment.layer in layers else ROOT
         if chunks and chunks[-1].layer == layer:
             chunks[-1].segments.append(segment)
         else:
@@ -79,390 +57,274 @@ def _chunks(segments: list[Segment], units: set[int]) -> list[_Chunk]:
 
 
 class _Step:
-    """The step while its program grows: what is gathered, what was reduced, and which task comes last."""
+    """The step while its program grows: which units are gathered, what was reduced, who waits for whom."""
 
     def __init__(
         self, plan: DataParallelPlan, segments: list[Segment], cluster: Cluster, stack: Stack, micro_steps: int
     ) -> None:
-        self.plan, self.cluster, self.stack, self.micro_steps = plan, cluster, stack, micro_steps
-        self.accelerator: Accelerator = cluster.accelerator
+        self.plan, self.stack, self.last_micro_step = plan, stack, micro_steps - 1
+        self.rank = Rank(plan, cluster, stack)
         self.units: dict[int, Unit] = {unit.layer: unit for unit in plan.units}
         layers = {layer for layer in self.units if layer != ROOT}
-        forward = [s for s in segments if s.phase == Phase.FORWARD]
+        self.forward_chunks = _chunks([s for s in segments if s.phase == Phase.FORWARD], layers)
         backward = [s for s in segments if s.phase in (Phase.BACKWARD, Phase.RECOMPUTE)]
-        self.forward_chunks = _chunks(forward, layers)
         self.backward_chunks = _chunks(backward, layers)
         self.optimizer = [s for s in segments if s.phase == Phase.OPTIMIZER]
-        self.reduce_stream = GATHER if stack.collectives_serialised else REDUCE
-        streams = [
-            Stream("host", 0, "host"),
-            Stream("compute", 0, "compute"),
-            Stream("communication", 0, "communication"),
-        ]
-        if self.reduce_stream == REDUCE:
-            streams = [*streams[:2], Stream("all-gather", 0, "communication"), Stream("reduce", 0, "communication")]
-        tiers = self._tiers()
-        self.tier_number = {name: 2 + i for i, name in enumerate(tiers)}
-        resources = [Resource("cores", 1.0), Resource("memory bandwidth", 1.0)]
-        resources += [Resource(f"{name} link", bandwidth) for name, bandwidth in tiers.items()]
-        self.builder = ProgramBuilder(tuple(streams), tuple(resources))
-        self.gathered: dict[int, int | None] = {}  # unit -> the gather that brought it here
+        self.sharded = plan.zero == 3 and plan.degree > 1
+        self.reduces_each = plan.degree > 1 and (
+            stack.sharded_reduce_each_micro_step
+            if plan.zero == 3
+            else stack.replicated_reduce_each_micro_step or plan.zero == 2
+        )
+        self.here: dict[int, int] = {}  # gathered unit -> its gather
+        self.releases: list[int | None] = []  # of the n-th gather of a block: the compute after which it is freed
+        self.place: dict[int, int] = {}  # gathered block -> n
         self.fetched: dict[int, int] = {}  # unit -> the gather of its updated parameters, ZeRO 1 and 2
-        self.last_compute: int | None = None
-        self.released: list[int] = []  # last compute of units that were gathered, in order
-        self.reductions: list[int] = []
-
-    def _tiers(self) -> dict[str, float]:
-        if self.plan.degree == 1:
-            return {}
-        cost = self.cluster.collective("all_gather", 64 * 2**20, self.plan.degree, self.plan.per_node)
-        return dict(cost.bandwidth)
-
-    # compute
-
-    def compute(
-        self, segment: Segment, micro_step: int, after: list[int | None], extra: MemoryProfile | None = None
-    ) -> int:
-        name = _NAMES[segment.phase]
-        where = f"block {segment.layer}" if segment.layer >= 0 else "outside blocks"
-        demands = None
-        held = self.held
-        if self.plan.degree > 1 and segment.work_ps:
-            demands = {CORES: (1.0 - held[0]) * segment.stretch}
-        profile = segment.profile if extra is None else _joined(segment.profile, extra)
-        self.last_compute = self.builder.add(
-            COMPUTE,
-            segment.work_ps,
-            Label(f"{name} {where}", "compute", segment.phase.name.lower(), segment.layer),
-            depends=after,
-            demands=demands,
-            host=HOST,
-            launch_ps=segment.launch_ps,
-            span_ps=segment.span_ps,
-            profile=profile,
-            micro_step=micro_step,
-        )
-        return self.last_compute
-
-    @property
-    def held(self) -> tuple[float, float]:
-        return interference(self.plan, self.cluster)
-
-    def memory_kernel(
-        self,
-        name: str,
-        layer: int,
-        phase: Phase,
-        read: float,
-        write: float,
-        kernels: int,
-        micro_step: int,
-        depends: list[int | None],
-        profile: MemoryProfile | None = None,
-    ) -> int:
-        """A copy or addition over whole units, on the compute stream."""
-        cost = self.accelerator.cost(Pass(read, write))
-        host_s = self.stack.host_backward_s if phase == Phase.BACKWARD else self.stack.host_forward_s
-        self.last_compute = self.builder.add(
-            COMPUTE,
-            picoseconds(cost.time_s),
-            Label(name, "copy", phase.name.lower(), layer),
-            depends=depends,
-            host=HOST,
-            launch_ps=picoseconds(host_s * kernels),
-            profile=profile,
-            micro_step=micro_step,
-        )
-        return self.last_compute
-
-    # communication
-
-    def collective(
-        self,
-        kind: str,
-        size: float,
-        stream: int,
-        layer: int,
-        phase: Phase,
-        micro_step: int,
-        depends: list[int | None],
-        profile: MemoryProfile | None = None,
-    ) -> int:
-        cost = self.cluster.collective(kind, size, self.plan.degree, self.plan.per_node)
-        where = f"block {layer}" if layer >= 0 else "root"
-        return self.builder.add(
-            stream,
-            picoseconds(cost.time_s),
-            Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer),
-            depends=depends,
-            demands=self._demands(cost),
-            host=HOST,
-            launch_ps=picoseconds(self.stack.host_unit_s + self.stack.launch_s),
-            priority=COMMUNICATION_PRIORITY,
-            profile=profile,
-            micro_step=micro_step,
-        )
-
-    def _demands(self, cost: CollectiveCost) -> dict[int, float]:
-        demands = {CORES: cost.core_share, MEMORY: cost.memory_share}
-        for tier, moved in cost.link_bytes.items():
-            capacity = cost.bandwidth[tier]
-            demands[self.tier_number[tier]] = min(capacity, moved / cost.time_s if cost.time_s else 0.0)
-        return {resource: amount for resource, amount in demands.items() if amount > 0}
+        self.reductions: list[int | None] = []
+        self.whole: set[int] = set()  # units whose whole gradients are in memory
+        self.shards: set[int] = set()  # units whose reduced gradients are
+        self.bucket = 0
 
     # ZeRO 3: units come and go
 
-    @property
-    def shards_parameters(self) -> bool:
-        return self.plan.zero == 3 and self.plan.degree > 1
-
-    def gather(self, layer: int, phase: Phase, micro_step: int, next_of: int | None = None) -> None:
-        """Bring unit `layer` here unless it is; `next_of`: it waits for that task when parameters are not
-        overlapped.
-        """
-        if not self.shards_parameters or layer in self.gathered:
+    def gather(self, layer: int, phase: Phase, micro_step: int) -> None:
+        """Bring a unit's parameters here, unless they are."""
+        if not self.sharded or layer in self.here:
             return
-        unit, formats = self.units[layer], self.plan.formats
+        formats, unit = self.plan.formats, self.units[layer]
+        waits: list[int | None] = []
         limit = self.stack.gathers_in_flight
-        waits: list[int | None] = [self.fetched.get(layer)]
-        if limit and len(self.released) >= limit:
-            waits.append(self.released[-limit])
+        if layer != ROOT:
+            if limit and len(self.releases) >= limit:
+                waits.append(self.releases[-limit])
+            self.place[layer] = len(self.releases)
+            self.releases.append(None)
         if not self.plan.overlap_parameters:
-            waits.append(next_of if next_of is not None else self.last_compute)
-        size = unit.elements * formats.gather
-        held = unit.elements * formats.parameter
-        self.gathered[layer] = self.collective(
-            "all_gather", size, GATHER, layer, phase, micro_step, waits, _delta(Category.WEIGHTS, held, 0.0)
+            waits.append(self.rank.last_compute)
+        appears = delta(Category.WEIGHTS, unit.elements * formats.parameter, 0.0)
+        self.here[layer] = self.rank.collective(
+            "all_gather", unit.elements * formats.gather, layer, phase, micro_step, waits, appears
         )
 
-    def use(self, layer: int, phase: Phase, micro_step: int) -> list[int | None]:
-        """What the first segment of unit `layer` waits for; FSDP 2 copies the gathered buffer out into the
-        parameters.
+    def waits_for(self, layer: int, phase: Phase, micro_step: int) -> list[int | None]:
+        """What a unit's first segment waits for: its parameters, copied out of the gathered buffer where that is
+        done.
         """
-        waits = [self.gathered.get(layer), self.gathered.get(ROOT), self.fetched.get(layer), self.fetched.get(ROOT)]
-        unit = self.units[layer]
-        if self.shards_parameters and self.stack.fsdp == 2 and self.gathered.get(layer) is not None:
-            size = float(unit.elements * self.plan.formats.gather)
-            copied = self.memory_kernel(
-                "copy gathered parameters", layer, phase, size, size, 1, micro_step, list(waits)
-            )
-            return [copied]
-        return waits
+        waits = [self.here.get(layer), self.here.get(ROOT), self.fetched.get(layer), self.fetched.get(ROOT)]
+        if not self.sharded or not self.stack.gather_copies or layer not in self.here:
+            return waits
+        size = float(self.units[layer].elements * self.plan.formats.gather * self.stack.gather_copies)
+        copied = self.rank.memory_kernel(
+            "copy gathered parameters",
+            layer,
+            phase,
+            micro_step,
+            read_bytes=size,
+            write_bytes=size,
+            kernels=self.stack.gather_copies,
+            depends=waits,
+        )
+        return [copied]
 
-    def release(self, layer: int) -> MemoryProfile | None:
-        """Free unit `layer` at the end of the segment that is added next."""
-        if not self.shards_parameters or layer not in self.gathered:
+    def freed(self, layer: int) -> MemoryProfile | None:
+        """A gathered unit goes with the segment that is added next."""
+        if layer not in self.here:
             return None
-        del self.gathered[layer]
-        held = self.units[layer].elements * self.plan.formats.parameter
-        return _delta(Category.WEIGHTS, -held, 1.0)
+        del self.here[layer]
+        return delta(Category.WEIGHTS, -self.units[layer].elements * self.plan.formats.parameter, 1.0)
+
+    def leave(self, layer: int) -> None:
+        """The block's compute has been issued: a later gather may wait for its end."""
+        if layer in self.place:
+            self.releases[self.place[layer]] = self.rank.last_compute
 
     # the step
 
-    def parameters_from_last_step(self) -> None:
-        """ZeRO 1 and 2 with overlap: the parameters that the step before updated arrive while forward already runs."""
-        if self.plan.zero in (1, 2) and self.plan.degree > 1 and self.plan.overlap_parameters:
-            for chunk in self.forward_chunks:
-                if chunk.layer not in self.fetched:
-                    self._fetch(chunk.layer, Phase.FORWARD, [])
-
-    def _fetch(self, layer: int, phase: Phase, depends: list[int | None]) -> int:
-        size = self.units[layer].trainable * self.plan.formats.gather
-        task = self.collective("all_gather", size, GATHER, layer, phase, 0, depends)
-        self.fetched[layer] = task
-        return task
+    def fetch_updated_parameters(self, phase: Phase) -> None:
+        """ZeRO 1 and 2: parameters that other ranks updated, under forward or right after the update."""
+        if self.plan.zero not in (1, 2) or self.plan.degree == 1:
+            return
+        if self.plan.overlap_parameters != (phase == Phase.FORWARD):
+            return
+        for chunk in self.forward_chunks:
+            if chunk.layer not in self.fetched:
+                size = self.units[chunk.layer].trainable * self.plan.formats.gather
+                waits = [self.rank.last_compute]
+                self.fetched[chunk.layer] = self.rank.collective("all_gather", size, chunk.layer, phase, 0, waits)
 
     def forward(self, micro_step: int) -> None:
+        """The forward segments, unit by unit."""
+        if self.stack.syncs_each_micro_step:
+            self.rank.synchronise(micro_step, Phase.FORWARD)
         self.gather(ROOT, Phase.FORWARD, micro_step)
         chunks = self.forward_chunks
+        blocks = [number for number, chunk in enumerate(chunks) if chunk.layer != ROOT]
         for number, chunk in enumerate(chunks):
             self.gather(chunk.layer, Phase.FORWARD, micro_step)
             if self.stack.forward_prefetch and number + 1 < len(chunks):
                 self.gather(chunks[number + 1].layer, Phase.FORWARD, micro_step)
-            after = self.use(chunk.layer, Phase.FORWARD, micro_step) if chunk.layer != ROOT or number == 0 else []
-            last_block = number + 2 >= len(chunks) or all(c.layer == ROOT for c in chunks[number + 1 :])
-            keeps = not self.stack.reshard_after_forward or (last_block and not self.stack.reshard_last_block)
-            for position, segment in enumerate(chunk.segments):
-                ends = position == len(chunk.segments) - 1
-                frees = ends and chunk.layer != ROOT and not keeps
-                self.compute(segment, micro_step, list(after), self.release(chunk.layer) if frees else None)
+            first_root = chunk.layer == ROOT and number == 0
+            after = self.waits_for(chunk.layer, Phase.FORWARD, micro_step) if chunk.layer != ROOT or first_root else []
+            keeps = blocks and number == blocks[-1] and not self.stack.reshard_last_block
+            for segment in chunk.segments:
+                ends = segment is chunk.segments[-1]
+                gone = self.freed(chunk.layer) if ends and chunk.layer != ROOT and not keeps else None
+                queued = micro_step == 0 and number == 0 and not self.stack.syncs_each_step
+                self.rank.compute(segment, micro_step, after, gone, queued=queued)
                 after = []
-            if chunk.layer != ROOT and self.last_compute is not None:
-                self.released.append(self.last_compute)
-        if micro_step == 0:
-            self.fetched.clear()
+            self.leave(chunk.layer)
+        self.fetched.clear()
+        root_leaves = self.stack.reshard_root and self.freed(ROOT)
+        if root_leaves:
+            self.rank.release(root_leaves, micro_step, Phase.FORWARD)
 
     def backward(self, micro_step: int) -> None:
-        last = micro_step == self.micro_steps - 1
+        """The backward segments with their recomputation, unit by unit in reverse, and the reductions behind them."""
+        last = micro_step == self.last_micro_step
+        self.bucket = 0
+        self.gather(ROOT, Phase.BACKWARD, micro_step)
         chunks = self.backward_chunks
-        pending: list[tuple[int, int]] = []  # bucket bytes and the op that completes it are reduced on the way
-        prefetch = self.stack.backward_prefetch
-        bucket = 0
         for number, chunk in enumerate(chunks):
+            following = chunks[number + 1].layer if number + 1 < len(chunks) else ROOT
             self.gather(chunk.layer, Phase.BACKWARD, micro_step)
-            if prefetch == "pre" and number + 1 < len(chunks):
-                self.gather(chunks[number + 1].layer, Phase.BACKWARD, micro_step)
-            after = self.use(chunk.layer, Phase.BACKWARD, micro_step) if chunk.layer != ROOT else []
-            for position, segment in enumerate(chunk.segments):
-                ends = position == len(chunk.segments) - 1
-                extra = (
-                    self._gradients_appear(chunk.layer, micro_step) if position == 0 and chunk.layer != ROOT else None
-                )
-                if ends and chunk.layer != ROOT:
-                    extra = _joined(extra, self.release(chunk.layer))
-                self.compute(segment, micro_step, list(after), extra)
+            if self.stack.backward_prefetch == "pre":
+                self.gather(following, Phase.BACKWARD, micro_step)
+            after = self.waits_for(chunk.layer, Phase.BACKWARD, micro_step) if chunk.layer != ROOT else []
+            for segment in chunk.segments:
+                extra = self._gradients_appear(chunk.layer)
+                if segment is chunk.segments[-1] and chunk.layer != ROOT:
+                    extra = joined(extra, self.freed(chunk.layer))
+                self.rank.compute(segment, micro_step, after, extra)
                 after = []
-                bucket = self._reduce_buckets(bucket, segment.stop, last, micro_step)
+                self._reduce_buckets(segment.stop, last, micro_step)
             if chunk.layer != ROOT:
-                self.released.append(self.last_compute if self.last_compute is not None else 0)
-                self._accumulate(chunk.layer, micro_step)
-                self._reduce_unit(chunk.layer, micro_step, last)
-            if prefetch == "post" and number + 1 < len(chunks):
-                self.gather(chunks[number + 1].layer, Phase.BACKWARD, micro_step)
-        self._finish_backward(micro_step, last, bucket)
-        del pending
+                self.leave(chunk.layer)
+                if self.stack.backward_prefetch == "post":
+                    self.gather(following, Phase.BACKWARD, micro_step)
+                self._finish_unit(chunk.layer, micro_step, last)
+        self._finish_backward(micro_step, last)
 
-    def _finish_backward(self, micro_step: int, last: bool, bucket: int) -> None:
-        """The root unit's gradients, its parameters' release, and every reduction that does not overlap backward."""
-        self._accumulate(ROOT, micro_step)
-        root = self.release(ROOT)
-        self._reduce_unit(ROOT, micro_step, last)
+    def _finish_backward(self, micro_step: int, last: bool) -> None:
+        """The root's gradients, then every reduction that was not to overlap backward."""
+        root = self.freed(ROOT)
         if root is not None:
-            self.builder.add(
-                COMPUTE,
-                0,
-                Label("free root", "copy", "backward"),
-                depends=[self.last_compute],
-                profile=root,
-                micro_step=micro_step,
-            )
-        if last and not self.plan.overlap_gradients and self.plan.zero == 3:
-            for unit in self.plan.units:
-                self._reduce(unit.layer, micro_step, force=True)
-        self._reduce_buckets(bucket, 2**31 - 1, last, micro_step, finish=True)
+            self.rank.release(root, micro_step, Phase.BACKWARD)
+        self._finish_unit(ROOT, micro_step, last)
+        if self.sharded and not self.plan.overlap_gradients and (last or self.reduces_each):
+            for unit in reversed(self.plan.units[1:]):
+                self._reduce_unit(unit.layer, micro_step)
+        self._reduce_buckets(None, last, micro_step)
 
-    def _gradients_appear(self, layer: int, micro_step: int) -> MemoryProfile | None:
-        """Whole gradients of a unit: new in the first micro-step, there already in later ones unless they are
-        sharded.
-        """
-        whole = self.units[layer].trainable * self.plan.formats.parameter
-        if self._reduces_each_micro_step() or micro_step == 0:
-            return _delta(Category.GRADIENTS, whole, 0.0)
-        return None
+    def _gradients_appear(self, layer: int) -> MemoryProfile | None:
+        """A unit's whole gradients come to memory with its first backward segment."""
+        if layer in self.whole or not self.units[layer].trainable:
+            return None
+        self.whole.add(layer)
+        return delta(Category.GRADIENTS, self.units[layer].trainable * self.plan.formats.parameter, 0.0)
 
-    def _reduces_each_micro_step(self) -> bool:
-        return self.plan.zero >= 2 and self.plan.degree > 1 and self.stack.reduce_each_micro_step
-
-    def _accumulate(self, layer: int, micro_step: int) -> None:
-        """Later micro-steps add their gradients to those that are there."""
-        unit = self.units[layer]
-        if micro_step == 0 or not unit.trainable:
-            return
-        shards = self.plan.degree if self._reduces_each_micro_step() else 1
-        size = unit.trainable * float(self.plan.formats.gradient) / shards
-        kernels = unit.tensors if self.stack.fsdp == 2 or self.plan.zero < 3 else 1
-        self.memory_kernel(
-            "accumulate gradients", layer, Phase.BACKWARD, 2 * size, size, kernels, micro_step, [self.last_compute]
-        )
-
-    def _reduce_unit(self, layer: int, micro_step: int, last: bool) -> None:
-        if self.plan.zero != 3:
-            return
-        if self.plan.degree == 1:
-            return
-        if (last or self.stack.reduce_each_micro_step) and (self.plan.overlap_gradients or not last):
-            self._reduce(layer, micro_step)
-
-    def _reduce(self, layer: int, micro_step: int, force: bool = False) -> None:
-        """Reduce-scatter one unit's gradients; the copy into the reduction's buffer runs first."""
-        del force
+    def _finish_unit(self, layer: int, micro_step: int, last: bool) -> None:
+        """Backward of a unit is issued: add its gradients to earlier ones, and reduce them where that is done now."""
         unit, formats = self.units[layer], self.plan.formats
         if not unit.trainable:
             return
-        if self.stack.gradient_upcast_copy:
-            self.memory_kernel(
+        if micro_step > 0:
+            shards = self.plan.degree if self.reduces_each and self.plan.zero >= 2 else 1
+            size = unit.trainable * float(formats.gradient if shards > 1 else formats.parameter) / shards
+            self.rank.memory_kernel(
+                "accumulate gradients",
+                layer,
+                Phase.BACKWARD,
+                micro_step,
+                read_bytes=2 * size,
+                write_bytes=size,
+                kernels=unit.tensors,
+                depends=[self.rank.last_compute],
+            )
+        now = self.plan.overlap_gradients or layer == ROOT
+        if self.sharded and now and (last or self.reduces_each):
+            self._reduce_unit(layer, micro_step)
+
+    def _reduce_unit(self, layer: int, micro_step: int) -> None:
+        """Reduce-scatter one unit's gradients; copies into the reduction's buffer and format run first."""
+        unit, formats = self.units[layer], self.plan.formats
+        if not unit.trainable:
+            return
+        buffer = unit.trainable * formats.reduce if self.stack.gradient_copies else 0
+        for copy in range(self.stack.gradient_copies):
+            own = formats.parameter if copy == 0 else formats.reduce
+            self.rank.memory_kernel(
                 "copy gradients for reduction",
                 layer,
                 Phase.BACKWARD,
-                unit.trainable * float(formats.parameter),
-                unit.trainable * float(formats.reduce),
-                1,
                 micro_step,
-                [self.last_compute],
+                read_bytes=float(unit.trainable * own),
+                write_bytes=float(unit.trainable * formats.reduce),
+                depends=[self.rank.last_compute],
+                profile=delta(Category.TEMPORARY, buffer, 0.0) if copy == 0 else None,
             )
-        whole = unit.trainable * formats.parameter
-        freed = _delta(Category.GRADIENTS, -whole, 1.0) if layer != ROOT else None
-        waits: list[int | None] = [self.last_compute]
-        task = self.collective(
-            "reduce_scatter",
-            unit.trainable * formats.reduce,
-            self.reduce_stream,
-            layer,
-            Phase.BACKWARD,
-            micro_step,
-            waits,
-            freed,
+        profile = joined(
+            delta(Category.GRADIENTS, -unit.trainable * formats.parameter, 1.0) if layer in self.whole else None,
+            delta(Category.TEMPORARY, -buffer, 1.0) if buffer else None,
+            self._shard_appears(layer),
         )
-        self.reductions.append(task)
+        self.whole.discard(layer)
+        size = unit.trainable * formats.reduce
+        waits = [self.rank.last_compute]
+        self.reductions.append(
+            self.rank.collective("reduce_scatter", size, layer, Phase.BACKWARD, micro_step, waits, profile)
+        )
 
-    def _reduce_buckets(self, bucket: int, done: int, last: bool, micro_step: int, finish: bool = False) -> int:
-        """Reduce the buckets that backward has completed before op `done`; the number of the next one."""
-        plan = self.plan
-        if plan.degree == 1 or plan.zero == 3:
-            return bucket
-        if not (last or (plan.zero == 2 and self.stack.reduce_each_micro_step)):
-            return bucket
-        if not plan.overlap_gradients and not finish:
-            return bucket
+    def _shard_appears(self, layer: int) -> MemoryProfile | None:
+        """The reduced gradient of a unit stays until the update."""
+        if layer in self.shards:
+            return None
+        self.shards.add(layer)
+        size = self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree
+        return delta(Category.GRADIENTS, size, 1.0)
+
+    def _reduce_buckets(self, done: int | None, last: bool, micro_step: int) -> None:
+        """ZeRO 0 to 2: reduce the buckets that are complete before op `done` (None: all that are left)."""
+        plan, stack = self.plan, self.stack
+        if plan.degree == 1 or plan.zero == 3 or not (last or self.reduces_each):
+            return
+        if done is not None and not plan.overlap_gradients:
+            return
         kind = "all_reduce" if plan.zero == 0 else "reduce_scatter"
-        while bucket < len(plan.buckets) and plan.buckets[bucket].ready < done:
-            size = plan.buckets[bucket].elements * plan.formats.reduce
-            task = self.collective(
-                kind, size, self.reduce_stream, ROOT, Phase.BACKWARD, micro_step, [self.last_compute]
-            )
-            self.reductions.append(task)
-            bucket += 1
-        return bucket
+        while self.bucket < len(plan.buckets) and (done is None or plan.buckets[self.bucket].ready < done):
+            bucket = plan.buckets[self.bucket]
+            if not stack.bucket_views:  # filled before the reduction, read back after it
+                size = float(bucket.elements * (plan.formats.parameter + plan.formats.reduce))
+                self.rank.memory_kernel(
+                    "copy gradients to and from bucket",
+                    ROOT,
+                    Phase.BACKWARD,
+                    micro_step,
+                    read_bytes=size,
+                    write_bytes=size,
+                    kernels=2,
+                    depends=[self.rank.last_compute],
+                )
+            reduced = bucket.elements * plan.formats.reduce
+            waits = [self.rank.last_compute]
+            self.reductions.append(self.rank.collective(kind, reduced, ROOT, Phase.BACKWARD, micro_step, waits))
+            self.bucket += 1
 
     def update(self) -> None:
-        """The optimizer, after every reduction; ranks first agree on the gradients' norm."""
-        waits: list[int | None] = [*self.reductions, self.last_compute]
+        """The optimizer, after every reduction; ranks that hold shards first agree on the gradients' norm."""
+        waits: list[int | None] = [*self.reductions, self.rank.last_compute]
+        micro_step = self.last_micro_step
         if self.plan.degree > 1 and self.stack.gradient_clipping and self.plan.zero > 0:
-            norm = self.collective(
-                "all_reduce", 4.0, self.reduce_stream, ROOT, Phase.OPTIMIZER, self.micro_steps - 1, waits
-            )
-            waits = [norm]
+            waits = [self.rank.collective("all_reduce", 4.0, ROOT, Phase.OPTIMIZER, micro_step, waits)]
+        parts = sum(unit.tensors for unit in self.plan.units) if self.stack.optimizer_syncs else 1
         for segment in self.optimizer:
-            self.compute(segment, self.micro_steps - 1, waits)
+            self.rank.compute(segment, micro_step, waits, parts=parts)
             waits = []
-        if self.plan.zero in (1, 2) and self.plan.degree > 1 and not self.plan.overlap_parameters:
-            for unit in self.plan.units:
-                self._fetch(unit.layer, Phase.OPTIMIZER, [self.last_compute])
-
-
-_NAMES = {
-    Phase.FORWARD: "forward",
-    Phase.BACKWARD: "backward",
-    Phase.RECOMPUTE: "recompute",
-    Phase.OPTIMIZER: "optimizer",
-}
-
-
-def _delta(category: Category, size: int | float, fraction: float) -> MemoryProfile:
-    rounded = int(round_allocation(np.array([abs(int(size))]), 512)[0])
-    return MemoryProfile(
-        np.array([fraction]), np.array([category], dtype=np.int8), np.array([rounded if size >= 0 else -rounded])
-    )
-
-
-def _joined(first: MemoryProfile | None, second: MemoryProfile | None) -> MemoryProfile | None:
-    """Both profiles' events, in order of their place."""
-    if first is None or second is None:
-        return first if second is None else second
-    fraction = np.concatenate([first.fraction, second.fraction])
-    order = np.argsort(fraction, kind="stable")
-    return MemoryProfile(
-        fraction[order],
-        np.concatenate([first.category, second.category])[order],
-        np.concatenate([first.delta_bytes, second.delta_bytes])[order],
-    )
+        for layer in sorted(self.whole):
+            size = self.units[layer].trainable * self.plan.formats.parameter
+            self.rank.release(delta(Category.GRADIENTS, -size, 1.0), micro_step, Phase.OPTIMIZER)
+        for layer in sorted(self.shards):
+            size = self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree
+            self.rank.release(delta(Category.GRADIENTS, -size, 1.0), micro_step, Phase.OPTIMIZER)
+        if self.stack.syncs_each_step:
+            self.rank.synchronise(micro_step, Phase.OPTIMIZER)
+        self.fetch_updated_parameters(Phase.OPTIMIZER)

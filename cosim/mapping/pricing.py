@@ -10,20 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosim.graph import OpGraph, OpKind, Phase
 from cosim.stacks.stack import Stack
-from cosim.trace.vocabulary import lookup
+from cosim.trace.vocabulary import attention_dims, kind_bytes, lookup, matmul_dims
 from hwmodels.accelerator import Accelerator
-from hwmodels.units import InputError
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
 Floats = NDArray[np.float64]
-FLOAT_FORMATS = frozenset({"fp64", "fp32", "fp16", "bf16"})
 # The access pattern of each class that is a pass over memory.
 _ACCESS: Mapping[str, str] = {
     "norm": "row",
@@ -70,13 +67,17 @@ def price(graph: OpGraph, accelerator: Accelerator, kernels: Kernels) -> Prices:
     place = graph.op_kind.astype(np.int64) * 2 + sharded
     distinct, inverse = np.unique(place, return_inverse=True)
     rows = [_price_kind(graph, int(p) // 2, int(p) % 2 == 1, accelerator, kernels) for p in distinct.tolist()]
-    numbers = np.array([row[:6] for row in rows], dtype=np.float64).reshape(len(rows), 6)
-    launches = np.array([row[6] for row in rows], dtype=np.int64)
+    numbers = np.array([row[:6] for row in rows], dtype=np.float64).reshape(len(rows), 6)[inverse]
     return Prices(
-        *(numbers[inverse, i] for i in range(6)),
-        launches[inverse],
-        tuple(row[7] for row in rows),
-        inverse.astype(np.int32),
+        time_s=numbers[:, 0],
+        flops=numbers[:, 1],
+        hbm_bytes=numbers[:, 2],
+        energy_j=numbers[:, 3],
+        core_share=numbers[:, 4],
+        memory_share=numbers[:, 5],
+        kernels=np.array([row[6] for row in rows], dtype=np.int64)[inverse],
+        limited_by=tuple(row[7] for row in rows),
+        limit=inverse.astype(np.int32),
     )
 
 
@@ -116,95 +117,93 @@ def works_of(graph: OpGraph, kind: OpKind, kernels: Kernels, shards: int = 1) ->
     if kind.op_class == "matmul":
         return [gemm(graph, kind, kernels.fp32_matmul)]
     if kind.op_class in ("attention", "attention_backward"):
-        return [attention(graph, kind, kernels.attention)]
-    if kind.op_class.startswith("norm") and _is_decomposed(kind, kernels.stack):
+        return attention(graph, kind, kernels)
+    if kind.op_class.startswith("norm") and kind.target != "fused" and _is_decomposed(kind, kernels.stack):
         return list(_decomposed_norm(graph, kind))
     whole = memory_pass(graph, kind, shards)
-    if kind.op_class == "norm_backward":
+    if kind.op_class == "norm_backward" and kind.target != "fused":
         # one kernel for the input's gradient, one that reads the same again for the weights'
         return [whole, Pass(whole.read_bytes, 0.0, whole.vector_ops / 2, 0.0, whole.format, "row")]
     return [whole]
 
 
 def gemm(graph: OpGraph, kind: OpKind, fp32_matmul: str) -> Gemm:
-    """The product that aten.mm, addmm, bmm or baddbmm does: [batch,] m x k by k x n, formats from the operands."""
-    a, b = kind.inputs[-2:]
-    left, right = graph.shapes[a], graph.shapes[b]
-    dtype = graph.specs[a].dtype
-    element = fp32_matmul if dtype == "fp32" else dtype
+    """The product that aten.mm, addmm, bmm or baddbmm does; formats are the operands'."""
+    batch, m, n, k = matmul_dims(graph, kind)
+    dtype = graph.specs[kind.inputs[-2]].dtype
     return Gemm(
-        m=left[-2] if len(left) > 1 else 1,
-        n=right[-1] if len(right) > 1 else 1,
-        k=left[-1],
-        batch=math.prod(left[:-2]),
-        format=element,
+        m=m,
+        n=n,
+        k=k,
+        batch=batch,
+        format=fp32_matmul if dtype == "fp32" else dtype,
         output_format=graph.specs[kind.outputs[0]].dtype,
         layout=kind.attribute("layout", "TN"),
     )
 
 
-def attention(graph: OpGraph, kind: OpKind, algorithm: str) -> Attention:
-    """The attention that a cosim.attention op or its backward does; q, k, v come after the output's gradient in
-    backward.
-    """
+def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Attention | Pass]:
+    """The attention kernel of a cosim.attention op or its backward, and the copies that the stack makes around it."""
     backward = kind.op_class == "attention_backward"
-    q, k = (graph.shapes[spec] for spec in kind.inputs[backward : backward + 2])
-    dtype = graph.specs[kind.inputs[backward]].dtype
-    return Attention(
-        algorithm=algorithm,
+    batch, heads, kv_heads, seq_q, seq_k, head_dim, _ = attention_dims(graph, kind)
+    element = graph.specs[kind.inputs[backward]].dtype
+    itemsize = float(graph.specs[kind.inputs[backward]].itemsize)
+    stack = kernels.stack
+    repeated = stack.repeat_kv and kv_heads < heads
+    kernel = Attention(
+        algorithm=kernels.attention,
         phase="backward" if backward else "forward",
-        batch=q[0],
-        heads=q[1],
-        kv_heads=k[1],
-        seq_q=q[2],
-        seq_k=k[2],
-        head_dim=q[3],
+        batch=batch,
+        heads=heads,
+        kv_heads=heads if repeated else kv_heads,
+        seq_q=seq_q,
+        seq_k=seq_k,
+        head_dim=head_dim,
         causal=bool(kind.attribute("causal", False)),
-        format=dtype,
+        format=element,
         dropout=float(kind.attribute("dropout", 0.0)) > 0,
-        bias=bool(kind.attribute("alibi", False)),
+        bias=len(kind.inputs) > (7 if backward else 3),
     )
+    works: list[Gemm | Attention | Pass] = [kernel]
+    if repeated:  # k and v to all heads; in backward their gradients are summed over the group
+        few, many = (itemsize * batch * n * seq_k * head_dim for n in (kv_heads, heads))
+        works += [Pass(many, few, many / itemsize) if backward else Pass(few, many)] * 2
+    if stack.attention_unpadded and kernels.attention in ("flash-1", "flash-2", "flash-3"):
+        size = itemsize * batch * heads * seq_q * head_dim
+        works += [Pass(size, size, kind="gather")] * 4
+    return works
 
 
 def memory_pass(graph: OpGraph, kind: OpKind, shards: int = 1) -> Pass:
-    """One kernel that reads every input and writes every output once; written inputs count both ways."""
-    entry = lookup(kind.target)
-    sizes = graph.spec_bytes
-    outputs = kind.outputs or tuple(kind.inputs[i] for i in kind.mutated)
-    read = float(sum(sizes[spec] for spec in kind.inputs))
-    write = float(sum(sizes[spec] for spec in kind.outputs) + sum(sizes[kind.inputs[i]] for i in kind.mutated))
-    if kind.op_class in ("gather", "scatter"):
-        read, write = _indexed_bytes(graph, kind, read, write)
-    elements = max((math.prod(graph.shapes[spec]) for spec in outputs), default=0)
-    if kind.op_class in ("reduction", "loss", "optimizer"):
-        elements = max((math.prod(graph.shapes[spec]) for spec in kind.inputs), default=elements)
-    if kind.op_class == "optimizer":
-        elements = sum(math.prod(graph.shapes[kind.inputs[i]]) for i in kind.mutated) // 3 or elements
+    """One kernel that reads every input and writes every output once; written inputs count both ways.
+
+    Pointwise kernels compute in fp32 whatever they read (PyTorch's opmath).
+    """
+    read, write = kind_bytes(graph, kind)
+    vector_ops, special_ops = arithmetic(graph, kind)
     return Pass(
         read / shards,
         write / shards,
-        entry.vector_ops * elements / shards,
-        entry.special_ops * elements / shards,
-        _vector_format(graph, kind),
+        vector_ops / shards,
+        special_ops / shards,
+        "fp32",
         _ACCESS.get(kind.op_class, "stream"),  # type: ignore[arg-type]
     )
 
 
-def _indexed_bytes(graph: OpGraph, kind: OpKind, read: float, write: float) -> tuple[float, float]:
-    """A gather reads only the rows that it returns; a scatter reads and writes only the rows that it is given, and
-    zeroes the rest.
-    """
-    sizes = [float(graph.spec_bytes[spec]) for spec in kind.inputs]
-    if kind.op_class == "gather":
-        table = max(sizes, default=0.0)
-        return min(read, read - table + write), write
-    return read, write + max(sizes, default=0.0)
-
-
-def _vector_format(graph: OpGraph, kind: OpKind) -> str:
-    """Pointwise kernels compute in fp32 whatever they read (PyTorch's opmath), integers in 32 bits."""
-    del graph, kind
-    return "fp32"
+def arithmetic(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
+    """Vector and special-function operations of a whole op; of a fused one, those of all its members."""
+    members = kind.attribute("members")
+    if members:
+        pairs = [arithmetic(graph, graph.kinds[member]) for member in members]
+        return math.fsum(vector for vector, _ in pairs), math.fsum(special for _, special in pairs)
+    entry = lookup(kind.target)
+    sizes = [math.prod(graph.shapes[spec]) for spec in (*kind.inputs, *kind.outputs)]
+    elements = max(sizes, default=0)
+    if kind.op_class == "optimizer" or "_foreach_" in kind.target:  # over lists of tensors: all elements of one list
+        lists = max(1, len(kind.inputs) // max(1, len(kind.mutated or kind.outputs)))
+        elements = sum(sizes[: len(kind.inputs)]) // lists
+    return entry.vector_ops * elements, entry.special_ops * elements
 
 
 def _is_decomposed(kind: OpKind, stack: Stack) -> bool:
@@ -236,21 +235,3 @@ def attention_algorithm(choice: str | None, stack: Stack, architecture: str) -> 
         return str(choice)
     default = stack.attention.on(architecture)
     return "flash-2" if default == "unfused" and choice == "flash" else default
-
-
-def check_format(accelerator: Accelerator, format_name: str, where: str) -> None:
-    """Raise InputError when the matrix unit has no such format."""
-    try:
-        accelerator.peak_flops(format_name)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def as_detail(cost: Cost) -> dict[str, Any]:
-    """A cost as plain data."""
-    return {
-        "time_s": cost.time_s,
-        "flops": cost.flops,
-        "bytes": dict(cost.bytes_per_level),
-        "limited_by": cost.limited_by,
-    }

@@ -6,7 +6,7 @@ them one by one; its memory profile has every allocation and release at its plac
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from cosim.graph import Category, OpGraph, Phase
 from cosim.mapping.pricing import Prices
 from cosim.memory import lifetime_profile, round_allocation
 from cosim.stacks.stack import Stack
+from cosim.techniques.fusion import compiled_ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,19 @@ def boundaries(graph: OpGraph) -> list[tuple[int, int]]:
     key = key[np.where(latest < 0, first_real, latest)]
     cuts = np.flatnonzero(np.diff(key)) + 1
     edges = [0, *cuts.tolist(), count]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
+
+
+def host_times(graph: OpGraph, stack: Stack, compiled: bool) -> NDArray[np.float64]:
+    """Seconds that the host takes to launch one kernel of each op: by phase in eager mode, less in compiled regions."""
+    by_phase = np.zeros(len(Phase))
+    by_phase[[Phase.FORWARD, Phase.RECOMPUTE]] = stack.host_forward_s
+    by_phase[Phase.BACKWARD] = stack.host_backward_s
+    by_phase[Phase.OPTIMIZER] = stack.host_optimizer_s
+    times: NDArray[np.float64] = by_phase[graph.op_phase]
+    if compiled:
+        times[compiled_ops(graph, stack.compile_scope)] = stack.host_compiled_s
+    return times
 
 
 def segments(
@@ -65,37 +78,24 @@ def segments(
     stack: Stack,
     interference: Interference,
     optimizer_shards: int,
-    launch_fraction: float,
+    compiled: bool = False,
 ) -> list[Segment]:
-    """The segments of the step, in execution order.
-
-    `launch_fraction` scales the host's kernels per op (1 in eager mode). Segments with the same ops share one
-    computation.
-    """
-    host_s = {
-        Phase.FORWARD: stack.host_forward_s,
-        Phase.RECOMPUTE: stack.host_forward_s,
-        Phase.BACKWARD: stack.host_backward_s,
-        Phase.OPTIMIZER: stack.host_optimizer_s,
-    }
+    """The segments of the step, in execution order; those with the same ops share one computation."""
     op_ps = np.rint(prices.time_s * PICOSECONDS_PER_S).astype(np.int64)
+    launch_ps = np.rint(prices.kernels * host_times(graph, stack, compiled) * PICOSECONDS_PER_S).astype(np.int64)
     lifetimes = _Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
-    known: dict[tuple[int, bytes], tuple[int, int, int, float]] = {}
+    known: dict[bytes, tuple[int, int, int, float]] = {}
     found: list[Segment] = []
     for start, stop in boundaries(graph):
-        phase = Phase(int(graph.op_phase[stop - 1]))
-        layer = int(graph.op_layer[stop - 1])
-        key = (int(phase), prices.limit[start:stop].tobytes())
+        ops = slice(start, stop)
+        key = prices.limit[ops].tobytes() + launch_ps[ops].tobytes()
         if key not in known:
-            chosen = prices.kernels[start:stop] > 0
-            work = op_ps[start:stop][chosen]
-            per_kernel = host_s[phase] * launch_fraction * PICOSECONDS_PER_S
-            launch = np.rint(prices.kernels[start:stop][chosen] * per_kernel).astype(np.int64)
-            merged = merge_kernels(work, launch)
-            known[key] = (*merged, _stretch(prices, slice(start, stop), interference))
-        work_ps, launch_ps, span_ps, stretch = known[key]
-        profile = lifetimes.profile(start, stop, op_ps[start:stop])
-        found.append(Segment(start, stop, phase, layer, work_ps, launch_ps, span_ps, stretch, profile))
+            chosen = prices.kernels[ops] > 0
+            merged = merge_kernels(op_ps[ops][chosen], launch_ps[ops][chosen])
+            known[key] = (*merged, _stretch(prices, ops, interference))
+        phase, layer = Phase(int(graph.op_phase[stop - 1])), int(graph.op_layer[stop - 1])
+        profile = lifetimes.profile(start, stop, op_ps[ops])
+        found.append(Segment(start, stop, phase, layer, *known[key], profile))
     return found
 
 
@@ -145,8 +145,3 @@ class _Lifetimes:
         ordered = column[order]
         low, high = np.searchsorted(ordered, [start, stop])
         return order[low:high]
-
-
-def of_phase(found: Iterable[Segment], *phases: Phase) -> list[Segment]:
-    """The segments of the given phases, in order."""
-    return [segment for segment in found if segment.phase in phases]

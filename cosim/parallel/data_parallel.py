@@ -16,20 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosim.graph import Category, OpGraph, Phase
+from cosim.techniques.precision import StepFormats
 
 ROOT = -1
-
-
-@dataclass(frozen=True, slots=True)
-class StepFormats:
-    """Bytes per element of what a step holds and sends, from the precision and the stack."""
-
-    parameter: int  # as forward and backward read them
-    master: int  # as the optimizer reads them; equal to `parameter` when there is one copy
-    gradient: int  # as the optimizer reads it
-    gather: int
-    reduce: int
-    optimizer_state: int  # bytes per parameter of all states together
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +64,11 @@ class DataParallelPlan:
         """Into how many parts weights, gradients or optimizer states are cut."""
         first_sharded = {Category.OPTIMIZER: 1, Category.GRADIENTS: 2, Category.WEIGHTS: 3}[what]
         return self.degree if self.zero >= first_sharded else 1
+
+    @property
+    def optimizer_shards(self) -> int:
+        """Into how many parts the update is cut."""
+        return self.shards(Category.OPTIMIZER)
 
     def resident_bytes(self) -> dict[Category, int]:
         """What a rank holds during the whole step; gradients only where they are not made anew in each step (none)."""

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cosim.parallel.data_parallel import StepFormats
 from cosim.stacks.stack import Stack
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATES_BYTES = {"adamw": 8, "adam": 8, "sgd": 0}
 """Bytes of optimizer state per parameter: Adam's two fp32 moments; SGD without momentum has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFormats:
+    """Bytes per element of what a step holds and sends, from the precision and the stack."""
+
+    parameter: int  # as forward and backward read them
+    master: int  # as the optimizer reads them; equal to `parameter` when there is one copy
+    gradient: int  # as the optimizer reads it
+    gather: int
+    reduce: int
+    optimizer_state: int  # bytes per parameter of all states together
 
 
 @dataclass(frozen=True, slots=True)

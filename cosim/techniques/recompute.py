@@ -18,8 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cosim.graph import Category, Csr, OpGraph, Phase
+from cosim.graph import Category, Csr, Ints, OpGraph, Phase
 
 Region = Sequence[int]  # forward ops in execution order
 
@@ -131,10 +132,12 @@ class _StorageAccess:
             self._made_by.setdefault(op, []).append(storage)
 
     def read(self, op: int) -> list[int]:
-        return self._storage[self._graph.op_inputs.row(op)].tolist()
+        storages: list[int] = self._storage[self._graph.op_inputs.row(op)].tolist()
+        return storages
 
     def written(self, op: int) -> list[int]:
-        return self._storage[self._graph.op_outputs.row(op)].tolist()
+        storages: list[int] = self._storage[self._graph.op_outputs.row(op)].tolist()
+        return storages
 
     def dropped_by(self, region: Region) -> set[int]:
         """Storages that the region makes, that backward reads, and that no forward op outside the region reads."""
@@ -153,7 +156,7 @@ def _assemble(
     graph: OpGraph,
     reruns: list[_Rerun],
     extended: dict[int, int],
-    storage_free: np.ndarray[tuple[int], np.dtype[np.int32]],
+    storage_free: Ints,
 ) -> OpGraph:
     """New columns with every rerun's ops inserted before its backward op, and lifetimes in the new numbering."""
     count = len(graph)
@@ -206,7 +209,7 @@ def _assemble(
 class _Columns:
     """Tensor and storage columns of the rewritten graph while they grow."""
 
-    def __init__(self, graph: OpGraph, new_index: np.ndarray, storage_free: np.ndarray) -> None:  # type: ignore[type-arg]
+    def __init__(self, graph: OpGraph, new_index: NDArray[np.int64], storage_free: Ints) -> None:
         self._graph = graph
         self._new_index = new_index
         self.tensor_spec = graph.tensor_spec.tolist()

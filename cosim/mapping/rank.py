@@ -1,0 +1,212 @@
+"""One rank's queues while its program grows: compute segments, copies over whole units, collectives."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cosim.engine.program import Label, MemoryProfile, Program, Resource, Stream
+from cosim.graph import Category, Phase
+from cosim.mapping.builder import ProgramBuilder, picoseconds
+from cosim.mapping.segments import Interference, Segment
+from cosim.memory import round_allocation
+from cosim.parallel.data_parallel import DataParallelPlan
+from cosim.stacks.stack import Stack
+from hwmodels.cluster import Cluster
+from hwmodels.interconnect.collectives import CollectiveCost
+from hwmodels.work import Pass
+
+HOST, COMPUTE, GATHER, REDUCE = range(4)
+CORES, MEMORY = 0, 1
+COMMUNICATION_PRIORITY = 1
+_TYPICAL_BYTES = 64 * 2**20  # large enough for the algorithm and link tiers that big collectives use
+_NAMES = {
+    Phase.FORWARD: "forward",
+    Phase.BACKWARD: "backward",
+    Phase.RECOMPUTE: "recompute",
+    Phase.OPTIMIZER: "optimizer",
+}
+
+
+def interference(plan: DataParallelPlan, cluster: Cluster) -> Interference:
+    """What this plan's collectives hold of a device's cores and memory bandwidth while they run; nothing without
+    any.
+    """
+    if plan.degree == 1:
+        return Interference(0.0, 0.0)
+    cost = cluster.collective("all_gather", _TYPICAL_BYTES, plan.degree, plan.per_node)
+    return Interference(cost.core_share, cost.memory_share)
+
+
+class Rank:
+    """Adds tasks of one device in the order in which its host issues them; every method answers the task's row."""
+
+    def __init__(self, plan: DataParallelPlan, cluster: Cluster, stack: Stack) -> None:
+        self.plan, self.cluster, self.stack = plan, cluster, stack
+        self.held = interference(plan, cluster)
+        self.last_compute: int | None = None
+        serialised = stack.collectives_serialised
+        self.reduce_stream = GATHER if serialised else REDUCE
+        names = ("communication",) if serialised else ("all-gather", "reduce")
+        streams: tuple[Stream, ...] = (Stream("host", 0, "host"), Stream("compute", 0, "compute"))
+        streams += tuple(Stream(name, 0, "communication") for name in names)
+        tiers: dict[str, float] = {}
+        if plan.degree > 1:
+            tiers = cluster.collective("all_gather", _TYPICAL_BYTES, plan.degree, plan.per_node).bandwidth
+        self._tier = {name: 2 + i for i, name in enumerate(tiers)}
+        links = tuple(Resource(f"{name} link", rate) for name, rate in tiers.items())
+        self._builder = ProgramBuilder(streams, (Resource("cores", 1.0), Resource("memory bandwidth", 1.0), *links))
+
+    def compute(
+        self,
+        segment: Segment,
+        micro_step: int,
+        after: list[int | None],
+        extra: MemoryProfile | None = None,
+        *,
+        queued: bool = False,
+        parts: int = 1,
+    ) -> int:
+        """A segment on the compute stream, with `extra` changes of memory; `queued`: the host issued it long ago.
+
+        With `parts` the host waits for the device after each of that many equal parts.
+        """
+        where = f"block {segment.layer}" if segment.layer >= 0 else "outside blocks"
+        name = f"{_NAMES[segment.phase]} {where}"
+        label = Label(name, "compute", segment.phase.name.lower(), segment.layer)
+        cores = (1.0 - self.held.core_share) * segment.stretch
+        demands = {CORES: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else None
+        for part in range(parts):
+            last = part == parts - 1
+            self.last_compute = self._builder.add(
+                COMPUTE,
+                _share(segment.work_ps, part, parts),
+                label,
+                depends=after,
+                demands=demands,
+                host=HOST,
+                launch_ps=_share(segment.launch_ps, part, parts),
+                span_ps=segment.work_ps if queued else _share(segment.span_ps, part, parts),
+                synchronises=parts > 1,
+                profile=joined(segment.profile, extra) if last else None,
+                micro_step=micro_step,
+            )
+            after = []
+        assert self.last_compute is not None
+        return self.last_compute
+
+    def synchronise(self, micro_step: int, phase: Phase) -> None:
+        """The host waits until the device has done all that was issued."""
+        label = Label("host waits for the device", "host", phase.name.lower())
+        self._builder.add(
+            COMPUTE,
+            0,
+            label,
+            depends=[self.last_compute],
+            host=HOST,
+            launch_ps=picoseconds(self.stack.launch_s),
+            synchronises=True,
+            micro_step=micro_step,
+        )
+
+    def memory_kernel(
+        self,
+        name: str,
+        layer: int,
+        phase: Phase,
+        micro_step: int,
+        *,
+        read_bytes: float,
+        write_bytes: float,
+        kernels: int = 1,
+        depends: list[int | None],
+        profile: MemoryProfile | None = None,
+    ) -> int:
+        """A copy or addition over whole units, on the compute stream."""
+        cost = self.cluster.accelerator.cost(Pass(read_bytes, write_bytes))
+        host_s = self.stack.host_backward_s if phase == Phase.BACKWARD else self.stack.host_forward_s
+        self.last_compute = self._builder.add(
+            COMPUTE,
+            picoseconds(cost.time_s),
+            Label(name, "copy", phase.name.lower(), layer),
+            depends=depends,
+            host=HOST,
+            launch_ps=picoseconds(host_s * kernels),
+            profile=profile,
+            micro_step=micro_step,
+        )
+        return self.last_compute
+
+    def release(self, profile: MemoryProfile, micro_step: int, phase: Phase) -> None:
+        """Give memory back once the compute issued so far has run."""
+        self._builder.add(
+            COMPUTE,
+            0,
+            Label("free", "copy", phase.name.lower()),
+            depends=[self.last_compute],
+            profile=profile,
+            micro_step=micro_step,
+        )
+
+    def collective(
+        self,
+        kind: str,
+        size_bytes: float,
+        layer: int,
+        phase: Phase,
+        micro_step: int,
+        depends: list[int | None],
+        profile: MemoryProfile | None = None,
+    ) -> int:
+        """A collective over the data-parallel group, on the gathering or the reducing stream."""
+        cost = self.cluster.collective(kind, size_bytes, self.plan.degree, self.plan.per_node)
+        where = f"block {layer}" if layer >= 0 else "outside blocks"
+        return self._builder.add(
+            GATHER if kind == "all_gather" else self.reduce_stream,
+            picoseconds(cost.time_s),
+            Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer),
+            depends=depends,
+            demands=self._demands(cost),
+            host=HOST,
+            launch_ps=picoseconds(self.stack.host_unit_s + self.stack.launch_s),
+            priority=COMMUNICATION_PRIORITY,
+            profile=profile,
+            micro_step=micro_step,
+        )
+
+    def _demands(self, cost: CollectiveCost) -> dict[int, float]:
+        demands = {CORES: cost.core_share, MEMORY: cost.memory_share}
+        for tier, moved in cost.link_bytes.items():
+            if tier in self._tier and cost.time_s:
+                capacity = self._builder.resources[self._tier[tier]].capacity
+                demands[self._tier[tier]] = min(capacity, moved / cost.time_s)
+        return {resource: amount for resource, amount in demands.items() if amount > 0}
+
+    def build(self) -> Program:
+        """The program of all tasks added so far."""
+        return self._builder.build()
+
+
+def _share(total: int, part: int, parts: int) -> int:
+    """Part number `part` of `total` cut into `parts` whole numbers that add up to it."""
+    return total * (part + 1) // parts - total * part // parts
+
+
+def delta(category: Category, size_bytes: float, fraction: float) -> MemoryProfile:
+    """One allocation (or release, if negative) at `fraction` of a task."""
+    rounded = int(round_allocation(np.array([abs(int(size_bytes))], dtype=np.int64))[0])
+    signed = rounded if size_bytes >= 0 else -rounded
+    return MemoryProfile(np.array([fraction]), np.array([category], dtype=np.int8), np.array([signed], dtype=np.int64))
+
+
+def joined(*profiles: MemoryProfile | None) -> MemoryProfile | None:
+    """The events of all profiles, in order of their place."""
+    present = [profile for profile in profiles if profile is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    fraction = np.concatenate([profile.fraction for profile in present])
+    order = np.argsort(fraction, kind="stable")
+    return MemoryProfile(
+        fraction[order],
+        np.concatenate([profile.category for profile in present])[order],
+        np.concatenate([profile.delta_bytes for profile in present])[order],
+    )

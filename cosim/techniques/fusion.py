@@ -1,0 +1,139 @@
+"""Fusion as torch.compile does it: runs of pointwise, copying and row-wise ops become one kernel each.
+
+A rewrite of the traced graph. Between matrix products, attention and indexed ops, consecutive ops of a block and phase
+form one kernel that reads what comes from outside it and writes what is read after it; what only passes between its ops
+stays in registers and is never allocated. (Ansel et al. 2024, PyTorch 2, ASPLOS: Inductor's pointwise and reduction
+fusion. What its partitioner recomputes in backward instead of saving is not modelled.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from cosim.graph import Csr, Ints, OpGraph, OpKind, Phase
+
+FUSIBLE = frozenset(["pointwise", "copy", "norm", "norm_backward", "reduction", "softmax", "softmax_backward", "random", "fill"])
+_ROWS = frozenset(["norm", "norm_backward", "reduction", "softmax", "softmax_backward", "loss"])
+
+
+def fuse(graph: OpGraph, scope: str, loss: bool = False) -> OpGraph:
+    """The graph with fused kernels in its repeated blocks (scope "block") or everywhere ("model"); `loss`: there too."""
+    groups = _groups(graph, scope, FUSIBLE | {"loss"} if loss else FUSIBLE, loss)
+    return _rewrite(graph, groups) if groups else graph
+
+
+def compiled_ops(graph: OpGraph, scope: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which ops the compiler launches: those of blocks, or all but the optimizer's."""
+    in_step: np.ndarray[tuple[int], np.dtype[np.bool_]] = graph.op_phase != Phase.OPTIMIZER
+    return in_step & (graph.op_layer >= 0) if scope == "block" else in_step
+
+
+def _groups(graph: OpGraph, scope: str, fusible: frozenset[str], loss: bool) -> list[list[int]]:
+    """Runs of at least two fusible ops; views do not part them."""
+    classes = [kind.op_class for kind in graph.kinds]
+    allowed = compiled_ops(graph, scope)
+    after_blocks = graph.op_layer < 0
+    kinds, phases, layers = graph.op_kind.tolist(), graph.op_phase.tolist(), graph.op_layer.tolist()
+    groups: list[list[int]] = []
+    current: list[int] = []
+    for op, kind in enumerate(kinds):
+        op_class = classes[kind]
+        if op_class == "view":
+            continue
+        inside = allowed[op] or (loss and after_blocks[op] and phases[op] != Phase.OPTIMIZER)
+        joins = inside and op_class in fusible
+        same = current and (phases[op], layers[op]) == (phases[current[-1]], layers[current[-1]])
+        if current and not (joins and same):
+            groups.append(current)
+            current = []
+        if joins:
+            current.append(op)
+    groups.append(current)
+    return [group for group in groups if len(group) > 1]
+
+
+def _rewrite(graph: OpGraph, groups: list[list[int]]) -> OpGraph:
+    """New columns in which the last op of each group is the fused one and the others are gone."""
+    count = len(graph)
+    last_read = _last_reads(graph)
+    kinds = list(graph.kinds)
+    known = {kind: number for number, kind in enumerate(kinds)}
+    op_kind = graph.op_kind.copy()
+    op_module = graph.op_module.copy()
+    keep = np.ones(count, dtype=np.bool_)
+    stands_for = np.arange(count)
+    inputs: dict[int, list[int]] = {}
+    outputs: dict[int, list[int]] = {}
+    alloc, free = graph.storage_alloc.copy(), graph.storage_free.copy()
+    for group in groups:
+        last = group[-1]
+        reads, writes, inner = _operands(graph, group, last_read)
+        kind = _fused_kind(graph, group, reads, writes)
+        if kind not in known:
+            known[kind] = len(kinds)
+            kinds.append(kind)
+        op_kind[last] = known[kind]
+        op_module[last] = graph.op_module[group[0]]
+        keep[group[:-1]] = False
+        stands_for[group] = last
+        inputs[last], outputs[last] = reads, writes
+        alloc[inner] = free[inner] = -1
+    kept = np.flatnonzero(keep)
+    new_index = np.cumsum(keep) - 1
+    move = np.append(new_index[stands_for], len(kept))
+    return dataclasses.replace(
+        graph,
+        kinds=tuple(kinds),
+        op_kind=op_kind[kept],
+        op_phase=graph.op_phase[kept],
+        op_module=op_module[kept],
+        op_layer=graph.op_layer[kept],
+        op_inputs=_rows(graph.op_inputs, kept, inputs),
+        op_outputs=_rows(graph.op_outputs, kept, outputs),
+        storage_alloc=np.where(alloc < 0, alloc, move[alloc]).astype(np.int32),
+        storage_free=np.where(free < 0, free, move[np.minimum(free, count)]).astype(np.int32),
+    )
+
+
+def _operands(graph: OpGraph, group: list[int], last_read: Ints) -> tuple[list[int], list[int], list[int]]:
+    """Tensors that the group reads from outside and that it writes for later, and storages that stay inside it."""
+    storage = graph.tensor_storage
+    made: dict[int, int] = {}
+    reads: dict[int, int] = {}
+    first = group[0]
+    for op in group:
+        for tensor in graph.op_inputs.row(op).tolist():
+            if storage[tensor] not in made:
+                reads.setdefault(int(storage[tensor]), tensor)
+        for tensor in graph.op_outputs.row(op).tolist():
+            made[int(storage[tensor])] = tensor
+    last = group[-1]
+    outside = {s for s in made if graph.storage_alloc[s] < first or last_read[s] > last}
+    writes = [tensor for s, tensor in made.items() if s in outside]
+    return list(reads.values()), writes, [s for s in made if s not in outside]
+
+
+def _fused_kind(graph: OpGraph, group: list[int], reads: list[int], writes: list[int]) -> OpKind:
+    members = tuple(int(graph.op_kind[op]) for op in group)
+    by_row = any(graph.kinds[member].op_class in _ROWS for member in members)
+    return OpKind(
+        target="fused",
+        op_class="norm" if by_row else "pointwise",
+        inputs=tuple(int(graph.tensor_spec[tensor]) for tensor in reads),
+        outputs=tuple(int(graph.tensor_spec[tensor]) for tensor in writes),
+        attributes=(("members", members),),
+    )
+
+
+def _last_reads(graph: OpGraph) -> Ints:
+    """Storage -> the last op that reads it, -1 for none."""
+    last = np.full(len(graph.storage_spec), -1, dtype=np.int32)
+    rows = np.repeat(np.arange(len(graph), dtype=np.int32), np.diff(graph.op_inputs.indptr))
+    np.maximum.at(last, graph.tensor_storage[graph.op_inputs.indices], rows)
+    return last
+
+
+def _rows(csr: Csr, kept: np.ndarray[tuple[int], np.dtype[np.int64]], replaced: dict[int, list[int]]) -> Csr:
+    return Csr.of([replaced[op] if op in replaced else csr.row(op).tolist() for op in kept.tolist()])
