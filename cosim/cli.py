@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say(message: object, status: int) -> int:
-    print("cosim: " + " ".join(str(message).split()), file=sys.stderr)
+    line = " ".join(str(message).split())
+    print("cosim: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
     return status
 
 
@@ -122,7 +123,8 @@ def schema() -> None:
     """Print the JSON Schema of run files."""
     from cosim.spec import RunSpec
 
-    print(json.dumps(RunSpec.model_json_schema(), indent=1))
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    print(json.dumps(dialect | RunSpec.model_json_schema(), indent=1))
 
 
 @hw.command("list")

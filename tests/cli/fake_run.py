@@ -8,6 +8,8 @@ from typing import Any
 from cosim.cli import main
 from hwmodels.units import InputError
 
+SECONDS = 0.0
+
 
 class Answer:
     """What commands need of a result."""
@@ -21,25 +23,27 @@ class Answer:
 
 def simulate(spec: Any, progress: Any = None) -> Answer:
     print("simulating", file=sys.stdout, flush=True)
-    time.sleep(float(sys.argv[1]))
+    time.sleep(SECONDS)
     if spec.training.dropout == 0.5:
         raise InputError("training.precision: this chip has no such format")
     return Answer(spec)
 
 
-def install() -> None:
-    """Puts the stand-ins where the command line finds them."""
+def modules() -> dict[str, ModuleType]:
+    """The stand-ins, by the name under which the command line imports them."""
+    found = {}
     for name, attributes in {
         "cosim.simulate": {"simulate": simulate},
         "cosim.report.terminal": {"print_result": lambda result, console: console.print("a table")},
         "cosim.report.html": {"write_html": lambda result, path: path.write_text("<html>")},
     }.items():
-        module = ModuleType(name)
+        found[name] = ModuleType(name)
         for key, value in attributes.items():
-            setattr(module, key, value)
-        sys.modules[name] = module
+            setattr(found[name], key, value)
+    return found
 
 
 if __name__ == "__main__":
-    install()
+    SECONDS = float(sys.argv[1])
+    sys.modules.update(modules())
     main(sys.argv[2:])

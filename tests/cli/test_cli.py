@@ -5,30 +5,57 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-FAKE = str(Path(__file__).with_name("fake_run.py"))
+from cosim.cli import main
+
+FAKE = Path(__file__).with_name("fake_run.py")
 ROOT = Path(__file__).parents[2]
 RUN: dict[str, Any] = {
     "workload": {"model": "gpt2", "seq_len": 1024, "global_batch": 64},
     "system": {"accelerator": "h100-sxm-80gb", "devices": 8},
 }
+_found = spec_from_file_location("fake_run", FAKE)
+assert _found is not None
+assert _found.loader is not None
+fake_run = module_from_spec(_found)
+_found.loader.exec_module(fake_run)
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
 )
 
 
-def cosim(*arguments: str | Path, cwd: Path, text: str | None = None, seconds: float = 0) -> Any:
-    """The finished process of `cosim` with `arguments`, in which simulations take `seconds`."""
-    command = [sys.executable, FAKE, str(seconds), *map(str, arguments)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "100"}
-    return subprocess.run(command, cwd=cwd, input=text, capture_output=True, text=True, env=environment, timeout=60)
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def refused(process: Any, sentence: str) -> None:
+def cosim(*arguments: str | Path, cwd: Path, text: str = "") -> Finished:
+    """`cosim` with `arguments` in folder `cwd`, with a stand-in for the simulation and `text` as standard input."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, module in fake_run.modules().items():
+            patch.setitem(sys.modules, name, module)
+        patch.setattr(sys, "stdin", TextIOWrapper(BytesIO(text.encode())))
+        patch.chdir(cwd)
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+    assert isinstance(end.value.code, int)
+    return Finished(end.value.code, out.getvalue(), err.getvalue())
+
+
+def refused(process: Finished, sentence: str) -> None:
     """Status 2, `sentence` on the one line of standard error, and nothing simulated."""
     assert process.returncode == 2, process.stderr
     assert process.stderr.count("\n") == 1, process.stderr
@@ -147,7 +174,7 @@ def test_bad_lines_of_a_batch_are_answered_in_order_and_the_others_still_run(tmp
 
 
 def test_interrupt_is_one_line_and_leaves_nothing(run_file: Path) -> None:
-    command = [sys.executable, FAKE, "30", "simulate", "run.yaml", "--json", "out.json", "--html", "out.html"]
+    command = [sys.executable, str(FAKE), "30", "simulate", "run.yaml", "--json", "out.json", "--html", "out.html"]
     with subprocess.Popen(
         command, cwd=run_file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
@@ -164,7 +191,8 @@ def test_interrupt_is_one_line_and_leaves_nothing(run_file: Path) -> None:
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, FAKE, "0", "schema"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(FAKE), "0", "schema"], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -210,3 +238,17 @@ def test_validate_show_prints_a_run_file(tmp_path: Path) -> None:
     process = cosim("simulate", "-", "--json", "out.json", cwd=tmp_path, text=shown)
     assert process.returncode == 0
     assert json.loads((tmp_path / "out.json").read_text()) == {"devices": 8}
+
+
+def test_simulate_stays_the_call_when_its_module_is_imported() -> None:
+    program = (
+        "import sys\nfrom types import ModuleType\nimport cosim\nmodule = ModuleType('cosim.simulate')\n"
+        "module.simulate = print\ncosim.simulate = module\nassert cosim.simulate is print\n"
+        "assert cosim.RunSpec.__name__ == 'RunSpec'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
+
+
+def test_what_is_printed_holds_no_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text('"\\e[31m": 1\n"\\e[31m": 2\n')
+    refused(cosim("simulate", "bad.yaml", cwd=tmp_path), "'?[31m' is there twice")
