@@ -58,8 +58,9 @@ def page(result: Result) -> str:
             f"<title>{title}</title>",
             f"<style>{_part('page.css')}</style></head><body><main>",
             tables.header(result),
-            tables.banners(result),
+            tables.misfit(result),
             tables.cards(result),
+            tables.warnings(result),
             *_sections(result, lanes),
             "<footer>Simulated by cosim; no step of this run was executed.</footer>",
             '</main><div id="tip" hidden></div>',
@@ -99,13 +100,13 @@ _OPS_WORDS = "Time of all of them in one step, each alone on the device."
 
 
 def _timeline_words(detail: Detail, lanes: Lanes) -> str:
-    said = [f"Compute idles {words.percent(lanes.idle_share)} of the time (hatched grey)." if lanes.lanes else "No tasks."]
+    said = [f"Compute idles {words.percent(lanes.idle_share)} of the time (grey)." if lanes.lanes else "No tasks."]
     if detail.micro_steps_played < detail.micro_steps:
         said.append(f"{detail.micro_steps_played} of {detail.micro_steps} micro-steps are drawn; the others repeat them.")
     if lanes.merged:
         said.append("Neighbouring tasks too short to see are drawn as one.")
     said.append("Drag to zoom, double-click to see all.")
-    return " ".join(said).replace("hatched grey", "grey")
+    return " ".join(said)
 
 
 def _section(title: str, caption: str, body: str, control: str = "") -> str:

@@ -18,7 +18,10 @@
       axis.title = { ...(axis.title || {}), font: { color: color("--muted"), size: 12 } };
     }
     layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: color("--muted"), activecolor: color("--ink") };
-    if (coarse) layout.dragmode = false;
+    layout.xaxis.spikecolor = color("--muted");
+    layout.xaxis.spikethickness = 1;
+    if (coarse) layout.dragmode = false; // a finger scrolls the page
+    if (window.innerWidth < 600 && layout.showlegend !== false) layout.height += 24 * Math.ceil(figure.data.length / 2);
     for (const trace of figure.data) {
       if (trace.meta && trace.meta.outline) {
         trace.marker.line = { width: trace.type === "bar" ? 1.5 : 1, color: color("--surface") };
@@ -27,11 +30,12 @@
     return figure;
   }
 
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"], ["toImage"]];
+  const config = { responsive: true, displaylogo: false, modeBarButtons: buttons };
   function draw() {
-    for (const [name, figure] of Object.entries(figures)) {
+    for (const [name, figure] of Object.entries(structuredClone(figures))) {
       const place = document.getElementById("figure-" + name);
-      const bar = name === "breakdown" ? { displayModeBar: false } : {};
+      const bar = name === "breakdown" || coarse ? { displayModeBar: false } : {};
       const { data, layout } = themed(figure);
       Plotly.react(place, data, layout, { ...config, ...bar });
     }

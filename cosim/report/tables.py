@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,17 +28,21 @@ def header(result: Result) -> str:
     return f'<header><p class="over">Simulated training step</p><h1>{title}</h1><dl class="facts">{facts}</dl></header>'
 
 
-def banners(result: Result) -> str:
-    """What must not be overlooked: the run does not fit, and the warnings."""
-    parts = []
-    if not result.feasible:
-        verdict = words.verdict(result)
-        reason = escaped(result.infeasible_reason or "")
-        parts.append(f'<div class="banner bad"><b>{escaped(verdict[0].upper() + verdict[1:])}.</b> {reason}</div>')
-    if result.warnings:
-        items = "".join(f"<li>{escaped(text)}</li>" for text in result.warnings)
-        parts.append(f'<div class="banner warn"><b>Warnings</b><ul>{items}</ul></div>')
-    return "".join(parts)
+def misfit(result: Result) -> str:
+    """That the run does not fit, by how much, and what would make it fit; nothing if it does."""
+    if result.feasible:
+        return ""
+    verdict = words.verdict(result)
+    reason = escaped(result.infeasible_reason or "")
+    return f'<div class="banner bad"><b>{escaped(verdict[0].upper() + verdict[1:])}.</b> {reason}</div>'
+
+
+def warnings(result: Result) -> str:
+    """The warnings, where they are not overlooked."""
+    if not result.warnings:
+        return ""
+    items = "".join(f"<li>{escaped(text)}</li>" for text in result.warnings)
+    return f'<div class="banner warn"><b>Warnings</b><ul>{items}</ul></div>'
 
 
 def cards(result: Result) -> str:
@@ -95,26 +100,38 @@ def _memory_card(result: Result) -> str:
 
 
 def breakdown_table(result: Result) -> str:
-    """The parts of the step time, one table per group."""
-    tables = []
-    for group, amount, share, inner in grouped(time_parts(result)):
+    """The parts of the step time with a bar for each share: compute on one side, what keeps it from computing on the other."""
+    parts = time_parts(result)
+    most = max((part.share for part in parts), default=1.0)
+    sides: list[list[str]] = [[], []]
+    for group, amount, share, inner in grouped(parts):
         communication = group == "exposed_communication"
-        rows = "" if len(inner) == 1 and inner[0].key == group else _part_rows(inner, words.seconds, communication)
-        lone = _swatch(color_of(group)) if not rows else ""
-        tables.append(
-            f'<table class="parts"><thead><tr><th>{lone}{escaped(words.name_of(group))}</th>'
-            f'<th class="number">{words.seconds(amount)}</th><th class="number">{words.percent(share)}</th></tr></thead>'
-            f"<tbody>{rows}</tbody></table>"
+        lone = len(inner) == 1 and inner[0].key == group
+        name = f'<th class="name" colspan="2">{escaped(words.name_of(group))}</th>'
+        if lone:
+            name = f'<th class="name">{_swatch(color_of(group))}{escaped(words.name_of(group))}</th>{_bar(inner[0], most)}'
+        head = f'<tr>{name}<th class="number">{words.seconds(amount)}</th><th class="number">{words.percent(share)}</th></tr>'
+        body = "" if lone else _part_rows(inner, words.seconds, most, communication)
+        sides[group != "compute"].append(f'<table class="parts"><thead>{head}</thead><tbody>{body}</tbody></table>')
+    return f'<div class="groups">{"".join(f"<div>{chr(10).join(side)}</div>" for side in sides)}</div>'
+
+
+def _part_rows(parts: Iterable[Part], say: Any, most: float = 0.0, communication: bool = False) -> str:
+    """Rows of swatch and name, a bar (where `most`, the share that fills it, is given), amount and share."""
+    rows = []
+    for part in parts:
+        bar = _bar(part, most, communication) if most else ""
+        rows.append(
+            f'<tr><td class="name">{_swatch(color_of(part.key, communication=communication))}{escaped(part.name)}</td>{bar}'
+            f'<td class="number">{say(part.amount)}</td><td class="number">{words.percent(part.share)}</td></tr>'
         )
-    return f'<div class="groups">{"".join(tables)}</div>'
+    return "".join(rows)
 
 
-def _part_rows(parts: Iterable[Part], say: Any, communication: bool = False) -> str:
-    return "".join(
-        f'<tr><td class="name">{_swatch(color_of(part.key, communication=communication))}{escaped(part.name)}</td>'
-        f'<td class="number">{say(part.amount)}</td><td class="number">{words.percent(part.share)}</td></tr>'
-        for part in parts
-    )
+def _bar(part: Part, most: float, communication: bool = False) -> str:
+    color = color_of(part.key, communication=communication)
+    width = 100 * part.share / most if most > 0 else 0.0
+    return f'<td class="bar"><i style="width:{width:.1f}%;background:{color}"></i></td>'
 
 
 def _swatch(color: str) -> str:
@@ -166,23 +183,25 @@ def ops_table(result: Result, ops: Iterable[OpRow]) -> str:
         f'<th class="{style}"{_DESCENDING if name == "time" else ""}><button type="button">{name}</button></th>'
         for name, style in _COLUMNS
     )
-    body = "".join(_op_row(row, result.step_time_s) for row in rows)
+    most = max((row.time_s for row in rows), default=1.0) or 1.0
+    body = "".join(_op_row(row, result.step_time_s, most) for row in rows)
     return f'<table class="ops"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)x(?=\d)")
 _DESCENDING = ' aria-sort="descending"'
 
 
-def _op_row(row: OpRow, step_time_s: float) -> str:
+def _op_row(row: OpRow, step_time_s: float, most_time_s: float) -> str:
     share = row.time_s / step_time_s if step_time_s > 0 else 0.0
     flops = row.flops / row.time_s if row.time_s > 0 else 0.0
     rate = row.hbm_bytes / row.time_s if row.time_s > 0 else 0.0
     return (
         f'<tr><td class="name">{escaped(row.module)}</td><td class="name">{escaped(row.target)}</td>'
-        f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(row.shape.replace("x", "×"))}</td>'
+        f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(_BETWEEN_DIGITS.sub("×", row.shape))}</td>'
         f'<td class="number" data-value="{row.count}">{row.count:,}</td>'
         f'<td class="number" data-value="{row.time_s!r}">{words.seconds(row.time_s)}</td>'
-        f'<td class="number share" style="--part:{min(1.0, share):.4f}" data-value="{share!r}">{words.percent(share)}</td>'
+        f'<td class="number share" style="--part:{row.time_s / most_time_s:.4f}" data-value="{share!r}">{words.percent(share)}</td>'
         f'<td class="number" data-value="{flops!r}">{words.flops_rate(flops) if flops else "–"}</td>'
         f'<td class="number" data-value="{rate!r}">{words.bytes_rate(rate) if rate else "–"}</td>'
         f"<td>{escaped(row.limited_by)}</td></tr>"

@@ -122,11 +122,11 @@ def _played(devices: int, names: str) -> tuple[Program, Timeline]:
             for phase, scale in (("forward", 1.0), ("backward", 2.1)):
                 for i in range(LAYERS):
                     layer = i if phase == "forward" else LAYERS - 1 - i
-                    gathered = task(at + GATHER, 9.2e-3, -1, Label(f"all-gather block {layer}{names}", "all_gather", phase, layer))
+                    gathered = task(at + GATHER, 11e-3, -1, Label(f"all-gather block {layer}{names}", "all_gather", phase, layer))
                     done = task(at + COMPUTE, 9.5e-3 * scale, gathered, Label(f"{phase} block {layer}", "compute", phase, layer))
                     if phase == "backward":
                         label = Label(f"reduce-scatter block {layer}", "reduce_scatter", phase, layer)
-                        task(at + REDUCE, 17e-3, done, label)
+                        task(at + REDUCE, 23e-3, done, label)
                         label = Label(f"add gradients {layer}", "copy", phase, layer)
                         done = task(at + COMPUTE, 3e-4, done, label)
                 if phase == "forward":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cosim.report.breakdown import time_parts
-from cosim.report.figures.palette import color_of
+from cosim.report.figures.palette import color_of, ink_on
 from cosim.report.figures.style import axis, harmless, layout
 from cosim.report.words import name_of, percent, seconds
 from cosim.result import Result
@@ -13,29 +13,25 @@ from cosim.result import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_NAMED_FROM = 0.07
-"""Share of the step from which a part has room for its name."""
-
-
 def breakdown_figure(result: Result) -> go.Figure:
     """One stacked bar of all parts of the step time, in seconds."""
     import plotly.graph_objects as go
 
     bars = []
     for part in time_parts(result):
+        color = color_of(part.key, communication=part.group == "exposed_communication")
         bars.append(
             go.Bar(
                 x=[part.amount],
                 y=[""],
                 orientation="h",
                 name=harmless(part.name),
-                marker={"color": color_of(part.key, communication=part.group == "exposed_communication")},
-                text=[f"{harmless(part.name)}<br>{percent(part.share)}" if part.share >= _NAMED_FROM else ""],
+                marker={"color": color},
+                text=[f"{harmless(part.name)}<br>{percent(part.share)}"],
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
-                constraintext="none",
-                insidetextfont={"color": "white", "size": 12},
+                insidetextfont={"color": ink_on(color), "size": 12},
                 hovertext=[f"{name_of(part.group)}: {harmless(part.name)}<br>{seconds(part.amount)}, {percent(part.share)}"],
                 hoverinfo="text",
                 meta={"outline": "surface"},
@@ -48,6 +44,7 @@ def breakdown_figure(result: Result) -> go.Figure:
             barmode="stack",
             bargap=0.0,
             showlegend=False,
+            uniformtext={"minsize": 12, "mode": "hide"},
             margin={"l": 2, "r": 2, "t": 4, "b": 34},
             xaxis=axis(tickformat="~s", ticksuffix="s", range=[0, result.step_time_s], fixedrange=True, showgrid=False),
             yaxis=axis(visible=False, fixedrange=True),

@@ -104,14 +104,11 @@ def _key(label: Label) -> str:
 
 
 def _text(label: Label) -> str:
-    words = [label.name, name_of(label.kind), label.phase]
-    if label.layer >= 0:
-        words.append(f"layer {label.layer}")
-    said: list[str] = []
-    for word in words:
-        if word and not any(word in before for before in said):
-            said.append(plain_line(word)[:120])
-    return ", ".join(said)
+    """The label's name, with kind, phase and layer where the name does not say them."""
+    said = plain_line(label.name)[:120]
+    kind = "" if label.kind == "compute" else plain_line(name_of(label.kind))
+    layer = f"layer {label.layer}" if label.layer >= 0 and str(label.layer) not in said else ""
+    return ", ".join([said, *(word for word in (kind, plain_line(label.phase), layer) if word and word not in said)])
 
 
 def _ordered(program: Program) -> list[tuple[int, Stream]]:

@@ -67,3 +67,11 @@ def color_of(key: str, *, communication: bool = False) -> str:
         return _COLORS[key]
     family = _COMMUNICATION if communication else _COMPUTE
     return family[sum(map(ord, key)) % len(family)]
+
+
+def ink_on(color: str) -> str:
+    """Black or white text, whichever contrasts more with a "#rrggbb" colour (relative luminance as WCAG 2 defines it)."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#ffffff" if 1.05 / (luminance + 0.05) >= (luminance + 0.05) / 0.05 else "#1b2430"

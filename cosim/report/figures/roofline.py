@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cosim.report.figures.palette import color_of
 from cosim.report.figures.style import axis, harmless, layout
-from cosim.report.words import bytes_rate, flops_rate, name_of, percent, seconds
+from cosim.report.words import bytes_rate, flops_rate, name_of, percent, seconds, significant
 from cosim.result import OpRow, Result, Roofline
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def roofline_figure(result: Result, roofline: Roofline, ops: Iterable[OpRow]) ->
         layout(
             440,
             hovermode="closest",
-            xaxis=axis("FLOP per byte of memory traffic", type="log", range=logs[0], dtick=1, exponentformat="power"),
+            xaxis=axis("FLOP per byte of memory traffic", type="log", range=logs[0], **_decades(across)),
             yaxis=axis("FLOP/s", type="log", range=logs[1], dtick=1, tickformat="~s"),
             legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
         )
@@ -101,8 +101,14 @@ def _ranges(roofline: Roofline, points: list[OpPoint]) -> tuple[tuple[float, flo
     ridges = [peak / bandwidth for peak in peaks] if bandwidth > 0 else [1.0]
     intensities = [point.flops / point.hbm_bytes for point in points] + ridges
     rates = [point.flops / point.time_s for point in points] + peaks
-    across = (min(min(intensities) / 3, 1.0), max(intensities) * 6)
+    across = (min(min(intensities) / 3, 1.0), max(intensities) * 12)
     return across, (min(rates) / 4, max(rates) * 2.5)
+
+
+def _decades(across: tuple[float, float]) -> dict[str, list[float] | list[str]]:
+    """Ticks at powers of ten, written out: 0.1, 1, 10, 1,000."""
+    powers = range(math.ceil(math.log10(across[0])), math.floor(math.log10(across[1])) + 1)
+    return {"tickvals": [10.0**n for n in powers], "ticktext": [f"{10.0**n:,.{max(0, -n)}f}" for n in powers]}
 
 
 def _draw_ceilings(figure: go.Figure, roofline: Roofline, precision: str, across: tuple[float, float]) -> None:
@@ -131,8 +137,9 @@ def _draw_ceilings(figure: go.Figure, roofline: Roofline, precision: str, across
     if bandwidth <= 0 or not roofline.peak_flops:
         return
     highest = max(roofline.peak_flops.values())
+    ridge_of_highest = highest / bandwidth
     figure.add_scatter(
-        x=[across[0], highest / bandwidth],
+        x=[across[0], ridge_of_highest],
         y=[across[0] * bandwidth, highest],
         mode="lines",
         line={"color": _QUIET, "width": 2.4},
@@ -140,10 +147,10 @@ def _draw_ceilings(figure: go.Figure, roofline: Roofline, precision: str, across
         hoverinfo="skip",
     )
     figure.add_annotation(
-        x=math.log10(across[0]) + 0.15,
-        y=math.log10(across[0] * bandwidth) + 0.15,
-        text=f"memory {bytes_rate(bandwidth)}",
-        xanchor="left",
+        x=0.5 * math.log10(across[0] * ridge_of_highest),
+        y=0.5 * math.log10(across[0] * ridge_of_highest) + math.log10(bandwidth),
+        text=f"<b>memory {bytes_rate(bandwidth)}</b> ",
+        xanchor="right",
         yanchor="bottom",
         showarrow=False,
         font={"size": 11},
@@ -157,6 +164,6 @@ def _hover(point: OpPoint, step_time_s: float) -> str:
             f"<b>{harmless(point.target)}</b> {harmless(point.shape)}, {harmless(point.phase)}",
             f"{seconds(point.time_s)} in {point.count:,} ops, {percent(share)} of the step",
             f"{flops_rate(point.flops / point.time_s)}, {bytes_rate(point.hbm_bytes / point.time_s)}",
-            f"{point.flops / point.hbm_bytes:,.3g} FLOP/byte, limited by {harmless(point.limited_by)}",
+            f"{significant(point.flops / point.hbm_bytes)} FLOP/byte, limited by {harmless(point.limited_by)}",
         ]
     )

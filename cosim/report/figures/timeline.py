@@ -28,7 +28,7 @@ def timeline_figure(lanes: Lanes) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for number in _by_weight(lanes):
+    for number in _in_legend_order(lanes):
         parts = [_outlines(lanes, row, number) for row in range(len(lanes.lanes))]
         x = np.concatenate([part[0] for part in parts])
         if not len(x):
@@ -56,7 +56,7 @@ def timeline_figure(lanes: Lanes) -> go.Figure:
             dragmode="zoom",
             xaxis=axis("time in the step", tickformat="~s", ticksuffix="s", range=[0, lanes.end_s or 1.0], showgrid=True),
             yaxis=axis(
-                tickvals=list(range(rows)), ticktext=names, range=[rows - 0.5, -0.5], fixedrange=True, showgrid=False
+                tickvals=list(range(rows)), ticktext=names, range=[rows - 0.5, -0.5], fixedrange=True, showgrid=False, ticklabelstandoff=6
             ),
         )
     )
@@ -93,12 +93,10 @@ def _outlines(lanes: Lanes, row: int, key: int) -> tuple[np.ndarray[Any, Any], n
     return x, y
 
 
-def _by_weight(lanes: Lanes) -> list[int]:
-    """Colours in the order of the legend: by the time drawn in them, idleness last."""
-    weight = np.zeros(len(lanes.keys))
-    for lane in lanes.lanes:
-        weight += np.bincount(lane.key, weights=lane.end_s - lane.start_s, minlength=len(weight))
-    return sorted(range(len(weight)), key=lambda number: (lanes.keys[number] == "idle", -weight[number]))
+def _in_legend_order(lanes: Lanes) -> list[int]:
+    """Colours as they first appear, row by row; idleness last."""
+    seen = dict.fromkeys(int(key) for lane in lanes.lanes for key in lane.key)
+    return sorted(seen, key=lambda number: lanes.keys[number] == "idle")
 
 
 def _communicates(lanes: Lanes, key: int) -> bool:
