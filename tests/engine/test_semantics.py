@@ -127,7 +127,7 @@ def programs(draw, tasks=8, sharing=True, later=True):
     result = []
     for i in range(n):
         work, launch = draw(st.integers(0, 12)), draw(st.integers(0, 6))
-        others = st.integers(0, n - 1 if later and draw(st.integers(0, 9)) == 0 else i - 1) if i else st.nothing()
+        others = st.integers(0, n - 1 if later and draw(st.integers(0, 29)) == 0 else i - 1) if i else st.nothing()
         result.append(
             Task(
                 stream=draw(st.integers(0, STREAMS - 1)),
@@ -135,9 +135,9 @@ def programs(draw, tasks=8, sharing=True, later=True):
                 host=draw(st.sampled_from([-1, STREAMS, STREAMS, STREAMS + 1])),
                 launch_ps=launch,
                 span_ps=draw(st.sampled_from([None, 0, launch, launch + work + 9])),
-                synchronises=draw(st.integers(0, 4)) == 0,
+                synchronises=draw(st.booleans()),
                 priority=draw(st.integers(0, 1)),
-                rendezvous=draw(st.sampled_from([-1, -1, -1, -1, 0, 1])),
+                rendezvous=draw(st.sampled_from([-1] * 8 + [0, 1])),
                 depends=tuple(draw(st.lists(others, max_size=2, unique=True))) if i else (),
                 demands=tuple(draw(rows)),
             )
@@ -154,7 +154,7 @@ def played(tasks, names=NAMES):
 
 
 @given(programs())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_the_engine_does_what_the_text_says_at_every_picosecond(tasks):
     assert played(tasks) == Twin(tasks).play()
 
@@ -167,6 +167,20 @@ def test_many_flows_that_come_and_go_on_one_resource(flows):
         for i, (work, urgency, amount) in enumerate(flows)
     ]
     assert played(tasks) == Twin(tasks).play()
+
+
+@given(st.lists(st.integers(3, 40), min_size=4, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_a_relay_of_urgent_flows_across_streams_changes_no_speed_at_the_handover(legs):
+    """The next leg starts at the instant at which the one before ends, some events later: nobody else notices.
+
+    The others run at 0.9 / 3, so that their ends are whole picoseconds but for rounding, which must happen just once.
+    """
+    relay = [
+        Task(i % 2, leg, priority=1, depends=(i - 1,) if i else (), demands=((0, 0.1),)) for i, leg in enumerate(legs)
+    ]
+    beside = [Task(2 + i, 30 * (i + 1), demands=((0, 1.0),)) for i in range(3)]
+    assert played([*relay, *beside]) == Twin([*relay, *beside]).play()
 
 
 @given(programs())

@@ -61,6 +61,11 @@ def test_after_a_synchronising_task_the_host_goes_on_when_it_has_ended():
     assert timeline.end_ps.tolist() == [105, 120]
 
 
+def test_a_synchronising_task_that_ends_early_does_not_shorten_its_own_launch():
+    tasks = [Task(0, 1, host=1, launch_ps=5, span_ps=0, synchronises=True), Task(0, 1, host=1)]
+    assert play(program_of(tasks, ["compute", "host"])).issue_ps.tolist() == [0, 5]
+
+
 def test_a_task_of_many_kernels_cannot_end_before_its_last_launch():
     tasks = [Task(0, 10, host=1, launch_ps=50, span_ps=52), Task(0, 1, host=1, launch_ps=1)]
     assert ends(tasks, ["compute", "host"]) == [52, 53]
@@ -78,8 +83,8 @@ def test_members_of_a_collective_start_together_when_the_last_one_is_there():
 
 
 def test_a_rendezvous_waits_for_a_slow_host():
-    tasks = [Task(0, 1, host=2, launch_ps=30), Task(0, 3, host=2, launch_ps=2, rendezvous=7), Task(1, 3, rendezvous=7)]
-    assert play(program_of(tasks, ["rank 0", "rank 1", "host"])).start_ps.tolist() == [0, 31, 31]
+    tasks = [Task(3, 1, host=2, launch_ps=30), Task(0, 3, host=2, launch_ps=2, rendezvous=7), Task(1, 3, rendezvous=7)]
+    assert play(program_of(tasks, ["rank 0", "rank 1", "host", "copy"])).start_ps.tolist() == [0, 30, 30]
 
 
 def test_two_flows_share_a_link_equally():
