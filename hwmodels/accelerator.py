@@ -20,7 +20,7 @@ from hwmodels.work import Attention, Cost, Gemm, Pass
 
 __all__ = ["Accelerator", "Links", "Memory", "load", "load_raw", "names", "summary"]
 
-_PASS_FIXED_S = 2e-6
+_PASS_FIXED_S = 1e-6
 _CORE_COUNT_KEYS = ("gemm", "attention", "memory", "pass", "links")
 
 
@@ -52,6 +52,7 @@ class Accelerator:
 
     name: str
     title: str
+    architecture: str  # the chip's generation, as software chooses kernels by: volta, ampere, hopper, ...
     clock_hz: float
     matrix: TensorCore
     vector: VectorUnit
@@ -181,6 +182,7 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
     accelerator = Accelerator(
         name=root.text("name"),
         title=root.text("title", root.text("name")),
+        architecture=root.text("architecture", ""),
         clock_hz=clock,
         matrix=matrix,
         vector=vector,

@@ -9,6 +9,7 @@ from typing import Any
 from hwmodels.units import InputError
 from hwmodels.yaml_file import load_yaml
 
+_VARIATION_KEYS = ("base", "set", "name", "title", "architecture", "sources", "source", "assumed", "derived")
 LIBRARY = Path(__file__).parent / "library"
 
 
@@ -55,9 +56,7 @@ def resolve(
 
 
 def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
-    unknown = [
-        key for key in data if key not in ("base", "set", "name", "title", "sources", "source", "assumed", "derived")
-    ]
+    unknown = [key for key in data if key not in _VARIATION_KEYS]
     if "base" not in data or unknown:
         problem = f"unknown key {unknown[0]!r}" if unknown else "no `base`"
         raise InputError(
@@ -74,8 +73,7 @@ def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any
         _set(result, str(path), value, provenance, where)
     base_name = str(result.get("name", data["base"]))
     result["name"] = data.get("name", base_name + " (changed)" if changes else base_name)
-    if "title" in data:
-        result["title"] = data["title"]
+    result |= {key: data[key] for key in ("title", "architecture") if key in data}
     if "sources" in data:
         result["sources"] = {**result.get("sources", {}), **data["sources"]}
     return result

@@ -36,17 +36,22 @@ _HEAD_DIM_STEP = 32  # head dimensions are padded to a multiple of 32
 
 @dataclass(frozen=True, slots=True)
 class AttentionConstants:
-    """One algorithm on one chip. forward, backward: multiply rate in the main loop, fraction of peak. overlap: share of the shorter
-    of (multiply, softmax) that hides under the longer. row_overhead: prologue and epilogue of one block of rows, as a number of keys.
-    large_head: rate for head_dim > 128 over that for 128.
+    """One algorithm on one chip, what no datasheet says.
+
+    forward, backward: multiply rate in the main loop, fraction of peak, for head_dim <= 64; head_128, head_256: the rate
+    for larger heads over that (registers and shared memory run short). overlap: share of the shorter of (multiply,
+    softmax) that hides under the longer. row_overhead: prologue and epilogue of one outer block, as a number of keys
+    (backward: queries). causal: rate of a masked problem's remaining blocks over an unmasked one's.
     """
 
     forward: float
     backward: float
-    overlap: float = 0.5
-    row_overhead: float = 150.0
-    backward_row_overhead: float = 150.0
-    large_head: float = 0.9
+    overlap: float = 0.6
+    row_overhead: float = 120.0
+    backward_row_overhead: float = 300.0
+    causal: float = 0.92
+    head_128: float = 1.0
+    head_256: float = 0.9
 
     @classmethod
     def read(cls, section: Section) -> "AttentionConstants":
@@ -54,10 +59,12 @@ class AttentionConstants:
         part = cls(
             forward=section.number("forward", high=1.0),
             backward=section.number("backward", high=1.0),
-            overlap=section.number("overlap", 0.5, high=1.0, zero=True),
-            row_overhead=section.number("row_overhead", 150.0, zero=True),
-            backward_row_overhead=section.number("backward_row_overhead", 150.0, zero=True),
-            large_head=section.number("large_head", 0.9, high=2.0),
+            overlap=section.number("overlap", 0.6, high=1.0, zero=True),
+            row_overhead=section.number("row_overhead", 120.0, zero=True),
+            backward_row_overhead=section.number("backward_row_overhead", 300.0, zero=True),
+            causal=section.number("causal", 0.92, high=1.0),
+            head_128=section.number("head_128", 1.0, high=2.0),
+            head_256=section.number("head_256", 0.9, high=2.0),
         )
         section.close()
         return part
@@ -66,7 +73,7 @@ class AttentionConstants:
 # Where a chip has no measured rows: the middle of the calibrated chips.
 DEFAULTS = {
     "flash-1": AttentionConstants(0.40, 0.35),
-    "flash-2": AttentionConstants(0.75, 0.65),
+    "flash-2": AttentionConstants(0.60, 0.52),
     "flash-triton": AttentionConstants(0.40, 0.35),
 }
 
@@ -100,13 +107,13 @@ def attention_cost(
         vector.lanes / cores * vector.clock_hz / clock_hz * vector.formats["fp32"]
     )  # lane operations per core and matrix cycle
     rate = macs_per_cycle * (constants.forward if forward else constants.backward)
-    if work.head_dim > 128:
-        rate *= constants.large_head
+    if work.head_dim > 64:
+        rate *= constants.head_128 if work.head_dim <= 128 else constants.head_256
     multiply = (2.0 if forward else 5.0) * rows * keys * dim / rate
     vector_ops = _VECTOR_OPS[work.phase] + (_DROPOUT_OPS if work.dropout else 0.0) + (2.0 if work.bias else 0.0)
     softmax = rows * keys * (vector_ops / lanes + 1.0 / (lanes * vector.special_function_rate))
     longer, shorter = max(multiply, softmax), min(multiply, softmax)
-    pair = longer + (1.0 - constants.overlap) * shorter
+    pair = (longer + (1.0 - constants.overlap) * shorter) / (constants.causal if work.causal else 1.0)
     overhead = pair / keys * (constants.row_overhead if forward else constants.backward_row_overhead)
 
     outer, longest, pairs = _pairs(work, rows, keys, forward)

@@ -4,7 +4,7 @@ Time is the longest of three pipelines (multiply, L2 to cores, HBM to L2) for th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.sram import Sram
@@ -28,6 +28,7 @@ class GemmConstants:
     prologue_k: filling the pipeline and writing the tile, as elements of k. last_wave: share of the last wave that is billed by
     its fill, the rest as if it were full. fixed_time_s: the kernel's fixed time on the device. dgrad, wgrad: rate of the layouts
     NN and NT over TN's. unaligned: rate of 16-bit operands with a dimension that is no multiple of 8. simd_efficiency: of the fp32 lanes.
+    formats: share of `efficiency` that another format than 16 bits reaches.
     """
 
     efficiency: float = 0.78
@@ -39,6 +40,7 @@ class GemmConstants:
     wgrad: float = 0.955
     unaligned: float = 0.5
     simd_efficiency: float = 0.85
+    formats: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, section: Section) -> "GemmConstants":
@@ -54,6 +56,7 @@ class GemmConstants:
             wgrad=section.number("wgrad", default.wgrad, high=2.0),
             unaligned=section.number("unaligned", default.unaligned, high=1.0),
             simd_efficiency=section.number("simd_efficiency", default.simd_efficiency, high=1.0),
+            formats=section.table("formats", tuple(FORMATS)),
         )
         section.close()
         return part
@@ -100,6 +103,7 @@ class TensorCore:
         if core_flops == 0:
             raise InputError(f"this matrix unit has no {work.format}; it has {', '.join(self.formats)}")
         core_flops *= {"TN": 1.0, "NN": c.dgrad, "NT": c.wgrad}[work.layout]
+        core_flops *= c.formats.get(work.format) or c.formats.get(COMPUTES_AS.get(work.format, ""), 1.0)
         if macs and _unaligned(work, element):
             core_flops *= c.unaligned
         compulsory = work.batch * (element * work.k * (work.m + work.n) + out * work.m * work.n) + work.epilogue_bytes

@@ -1,0 +1,1 @@
+"""Kernel and collective tables -> the few constants of an accelerator's file that no datasheet gives."""
