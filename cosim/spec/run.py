@@ -89,6 +89,8 @@ class RunSpec(Section):
             return RunSpec.model_validate(plain)
         except ValidationError as error:
             raise translate(error, RunSpec, where) from None
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: holds text that is not Unicode (half of a surrogate pair)") from None
 
     def override(self, overrides: Iterable[str], where: str = "run file") -> RunSpec:
         """This run with other values, `["training.precision=fp16", ...]`; what was a default is derived anew."""

@@ -1,6 +1,8 @@
 """A run file is read as meant, or refused in one sentence that names file, key, value and what is allowed."""
 
+import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,7 @@ def test_shapeless_file_is_one_sentence(text: str) -> None:
         (b"[" * 100_000, "is not valid JSON"),
         (b"\xff", "UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
+        (b'{"workload": {"model": "\\ud800"}}', "(?i)unicode"),
         (b"null", "must be a mapping"),
         (b'{"workload": {"seq_len": NaN}}', "run 1: "),
     ],
@@ -234,3 +237,40 @@ def test_shapeless_file_is_one_sentence(text: str) -> None:
 def test_bad_json_is_one_sentence(line: bytes, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         RunSpec.from_json(line, "run 1")
+
+
+_SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.sampled_from(["gpt2", "400 Gb/s"])
+)
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+)
+
+
+def _paths(data: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in data.items():
+        found.append((*prefix, key))
+        if isinstance(value, dict):
+            found += _paths(value, (*prefix, key))
+    return found
+
+
+@given(path=st.sampled_from(_paths(RunSpec.from_text(EXAMPLE).echo())), value=_VALUES)
+def test_any_value_anywhere_is_echoed_or_one_sentence(path: tuple[str, ...], value: Any) -> None:
+    data = RunSpec.from_text(EXAMPLE).echo()
+    section = data
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    with suppress(InputError):
+        spec = RunSpec.from_mapping(data)
+        assert RunSpec.from_mapping(json.loads(json.dumps(spec.echo(), allow_nan=False))) == spec
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_run_or_one_sentence(text: str) -> None:
+    with pytest.raises(InputError):
+        RunSpec.from_text(text)
+    with pytest.raises(InputError):
+        RunSpec.from_text(EXAMPLE, "run.yaml", [text])
