@@ -34,7 +34,9 @@ def time_parts(result: Result) -> tuple[Part, ...]:
     for group in [*_ORDER, *(key for key in breakdown if key not in _ORDER)]:
         value = breakdown.get(group, 0.0)
         parts = value if isinstance(value, Mapping) else {group: value}
-        rows += [(group, str(key), float(s)) for key, s in sorted(parts.items(), key=lambda item: -float(item[1])) if s > 0]
+        rows += [
+            (group, str(key), float(s)) for key, s in sorted(parts.items(), key=lambda item: -float(item[1])) if s > 0
+        ]
     rest = result.step_time_s - sum(amount for _, _, amount in rows)
     if rest > _UNNOTICEABLE * result.step_time_s:
         rows.append(("other", "other", rest))

@@ -1,4 +1,4 @@
-"""A result as one page that needs nothing else: headline numbers, where time and memory go, what the answer rests on."""
+"""A result as one page that needs nothing else: headlines, where time and memory go, what the answer rests on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosim.output import whole_file
 from cosim.report import tables, words
 from cosim.report.figures.breakdown import breakdown_figure
 from cosim.report.figures.lanes import Lanes, build_lanes
 from cosim.report.figures.memory import memory_figure
 from cosim.report.figures.roofline import roofline_figure
 from cosim.report.figures.timeline import lookup_of, timeline_figure
-from cosim.report.output_file import replacing
 from cosim.result import Detail, Result
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 def write_html(result: Result, path: str | Path) -> None:
     """Writes the report of `result` to `path`: about 5 MB, most of it plotly, which is inside the page.
 
-    Without `result.detail` the figures that need it are left out. The page loads nothing from anywhere, and its content security
-    policy lets only its own two scripts run.
+    Without `result.detail` the figures that need it are left out. The page loads nothing from
+    anywhere, and its content security policy lets only its own two scripts run.
 
     Raises InputError: `path` cannot be written; then nothing is left behind.
     """
-    with replacing(path) as file:
-        file.write(page(result))
+    with whole_file(Path(path), "report") as written:
+        written.write_text(page(result), encoding="utf-8")
 
 
 def page(result: Result) -> str:
@@ -87,14 +87,19 @@ def _sections(result: Result, lanes: Lanes | None) -> list[str]:
             _section("Streams over time", _timeline_words(detail, lanes), _figure("timeline")),
             _section("Memory over time", f"Of rank {result.worst_rank}, which needs the most.", memory),
             _section("Roofline", _ROOFLINE_WORDS, roofline),
-            _section("Most expensive ops", _OPS_WORDS, f'<div class="scroll">{tables.ops_table(result, detail.ops)}</div>', find),
+            _section(
+                "Most expensive ops",
+                _OPS_WORDS,
+                f'<div class="scroll">{tables.ops_table(result, detail.ops)}</div>',
+                find,
+            ),
         ]
     return [*sections, _section("What this answer rests on", "", tables.details(result))]
 
 
 _ROOFLINE_WORDS = (
-    "A point is all ops of one kind, shape and phase; its area is the time they take. Far below a ceiling: time that a better "
-    "kernel or fusion could save."
+    "A point is all ops of one kind, shape and phase; its area is the time they take. Far below a ceiling: time that "
+    "a better kernel or fusion could save."
 )
 _OPS_WORDS = "Time of all of them in one step, each alone on the device."
 
@@ -102,7 +107,9 @@ _OPS_WORDS = "Time of all of them in one step, each alone on the device."
 def _timeline_words(detail: Detail, lanes: Lanes) -> str:
     said = [f"Compute idles {words.percent(lanes.idle_share)} of the time (grey)." if lanes.lanes else "No tasks."]
     if detail.micro_steps_played < detail.micro_steps:
-        said.append(f"{detail.micro_steps_played} of {detail.micro_steps} micro-steps are drawn; the others repeat them.")
+        said.append(
+            f"{detail.micro_steps_played} of {detail.micro_steps} micro-steps are drawn; the others repeat them."
+        )
     if lanes.merged:
         said.append("Neighbouring tasks too short to see are drawn as one.")
     said.append("Drag to zoom, double-click to see all.")

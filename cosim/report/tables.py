@@ -23,7 +23,9 @@ def escaped(text: object) -> str:
 
 def header(result: Result) -> str:
     """The run in words."""
-    facts = "".join(f"<div><dt>{escaped(what)}</dt><dd>{escaped(value)}</dd></div>" for what, value in words.facts(result))
+    facts = "".join(
+        f"<div><dt>{escaped(what)}</dt><dd>{escaped(value)}</dd></div>" for what, value in words.facts(result)
+    )
     title = f"{escaped(words.model_name(result))} <span>on</span> {escaped(words.machine(result))}"
     return f'<header><p class="over">Simulated training step</p><h1>{title}</h1><dl class="facts">{facts}</dl></header>'
 
@@ -76,7 +78,8 @@ _RUN_WORDS: Mapping[str, Any] = {"time_s": words.seconds, "energy_j": words.ener
 
 def _card(what: str, value: str, *notes: str, style: str = "value") -> str:
     lines = "".join(f'<div class="note">{escaped(note)}</div>' for note in notes if note)
-    return f'<div class="card"><div class="what">{what}</div><div class="{style}">{_with_unit(value, style)}</div>{lines}</div>'
+    said = f'<div class="what">{what}</div><div class="{style}">{_with_unit(value, style)}</div>'
+    return f'<div class="card">{said}{lines}</div>'
 
 
 def _with_unit(value: str, style: str) -> str:
@@ -100,17 +103,19 @@ def _memory_card(result: Result) -> str:
 
 
 def breakdown_table(result: Result) -> str:
-    """The parts of the step time with a bar for each share: compute on one side, what keeps it from computing on the other."""
+    """The parts of the step time with a bar for each share: compute on one side, all else on the other."""
     parts = time_parts(result)
     most = max((part.share for part in parts), default=1.0)
     sides: list[list[str]] = [[], []]
     for group, amount, share, inner in grouped(parts):
         communication = group == "exposed_communication"
         lone = len(inner) == 1 and inner[0].key == group
-        name = f'<th class="name" colspan="2">{escaped(words.name_of(group))}</th>'
+        name = escaped(words.name_of(group))
+        title = f'<th class="name" colspan="2">{name}</th>'
         if lone:
-            name = f'<th class="name">{_swatch(color_of(group))}{escaped(words.name_of(group))}</th>{_bar(inner[0], most)}'
-        head = f'<tr>{name}<th class="number">{words.seconds(amount)}</th><th class="number">{words.percent(share)}</th></tr>'
+            title = f'<th class="name">{_swatch(color_of(group))}{name}</th>{_bar(inner[0], most)}'
+        numbers = (words.seconds(amount), words.percent(share))
+        head = f"<tr>{title}{''.join(f'<th class="number">{number}</th>' for number in numbers)}</tr>"
         body = "" if lone else _part_rows(inner, words.seconds, most, communication)
         sides[group != "compute"].append(f'<table class="parts"><thead>{head}</thead><tbody>{body}</tbody></table>')
     return f'<div class="groups">{"".join(f"<div>{chr(10).join(side)}</div>" for side in sides)}</div>'
@@ -120,9 +125,10 @@ def _part_rows(parts: Iterable[Part], say: Any, most: float = 0.0, communication
     """Rows of swatch and name, a bar (where `most`, the share that fills it, is given), amount and share."""
     rows = []
     for part in parts:
+        swatch = _swatch(color_of(part.key, communication=communication))
         bar = _bar(part, most, communication) if most else ""
         rows.append(
-            f'<tr><td class="name">{_swatch(color_of(part.key, communication=communication))}{escaped(part.name)}</td>{bar}'
+            f'<tr><td class="name">{swatch}{escaped(part.name)}</td>{bar}'
             f'<td class="number">{say(part.amount)}</td><td class="number">{words.percent(part.share)}</td></tr>'
         )
     return "".join(rows)
@@ -159,7 +165,9 @@ def limits_table(ops: Iterable[OpRow]) -> str:
         f'<td class="number">{words.percent(time / total)}</td></tr>'
         for name, time in sorted(times.items(), key=lambda item: -item[1])
     )
-    return f'<table class="parts"><thead><tr><th colspan="3">Ops limited by</th></tr></thead><tbody>{rows}</tbody></table>'
+    return (
+        f'<table class="parts"><thead><tr><th colspan="3">Ops limited by</th></tr></thead><tbody>{rows}</tbody></table>'
+    )
 
 
 _COLUMNS = (
@@ -199,13 +207,18 @@ def _op_row(row: OpRow, step_time_s: float, most_time_s: float) -> str:
     return (
         f'<tr><td class="name">{escaped(row.module)}</td><td class="name">{escaped(row.target)}</td>'
         f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(_BETWEEN_DIGITS.sub("×", row.shape))}</td>'
-        f'<td class="number" data-value="{row.count}">{row.count:,}</td>'
-        f'<td class="number" data-value="{row.time_s!r}">{words.seconds(row.time_s)}</td>'
-        f'<td class="number share" style="--part:{row.time_s / most_time_s:.4f}" data-value="{share!r}">{words.percent(share)}</td>'
-        f'<td class="number" data-value="{flops!r}">{words.flops_rate(flops) if flops else "–"}</td>'
-        f'<td class="number" data-value="{rate!r}">{words.bytes_rate(rate) if rate else "–"}</td>'
-        f"<td>{escaped(row.limited_by)}</td></tr>"
+        + _number_cell(row.count, f"{row.count:,}")
+        + _number_cell(row.time_s, words.seconds(row.time_s))
+        + _number_cell(share, words.percent(share), f' style="--part:{row.time_s / most_time_s:.4f}"')
+        + _number_cell(flops, words.flops_rate(flops) if flops else "–")
+        + _number_cell(rate, words.bytes_rate(rate) if rate else "–")
+        + f"<td>{escaped(row.limited_by)}</td></tr>"
     )
+
+
+def _number_cell(value: float, text: str, style: str = "") -> str:
+    """A cell that is sorted by `value`; with a `style`, one with a bar behind its text."""
+    return f'<td class="number{" share" if style else ""}"{style} data-value="{float(value)!r}">{text}</td>'
 
 
 def details(result: Result) -> str:
@@ -225,7 +238,8 @@ def details(result: Result) -> str:
         ("Warnings", list(result.warnings)),
     ]
     notes = "".join(
-        f"<h3>{title}</h3><ul>{''.join(f'<li>{escaped(text)}</li>' for text in (texts or ['none']))}</ul>" for title, texts in lists
+        f"<h3>{title}</h3><ul>{''.join(f'<li>{escaped(text)}</li>' for text in (texts or ['none']))}</ul>"
+        for title, texts in lists
     )
     return (
         f'<div class="details"><div><h3>The run file, defaults filled in</h3><pre>{html.escape(echoed)}</pre></div>'

@@ -89,7 +89,9 @@ class _Printer:
         style = "bold green" if result.feasible else "bold red"
         table.add_row("Memory", self.text(words.verdict(result), style))
         used = result.peak_memory_bytes / result.memory_capacity_bytes if result.memory_capacity_bytes > 0 else 1.0
-        table.add_row("", Text.assemble("[", self._gauge(used, 30, style), f"] {words.percent(used)} of the device's memory"))
+        table.add_row(
+            "", Text.assemble("[", self._gauge(used, 30, style), f"] {words.percent(used)} of the device's memory")
+        )
         if result.infeasible_reason and not result.feasible:
             table.add_row("", self.text(result.infeasible_reason))
         table.add_row("Limited by", self.text(result.limited_by, "bold"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cosim.engine.program import Demands, Label, Program, Stream, Timeline
 from cosim.graph import Csr
 from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline
@@ -24,11 +25,25 @@ def plausible_result(devices: int = 1, names: str = "") -> Result:
     step = timeline.makespan_ps / PS
     busy = float((timeline.end_ps - timeline.start_ps)[program.stream == COMPUTE].sum()) / PS
     shares = {"matmul": 0.66, "attention": 0.07, "attention_backward": 0.12, "pointwise": 0.06, "norm": 0.02}
-    shares |= {"norm_backward": 0.035, "copy": 0.015, "softmax": 0.008, "loss": 0.002, "gather": 0.005, "reduction": 0.005}
+    shares |= {
+        "norm_backward": 0.035,
+        "copy": 0.015,
+        "softmax": 0.008,
+        "loss": 0.002,
+        "gather": 0.005,
+        "reduction": 0.005,
+    }
     optimizer = 0.02 * busy
     compute = {name: share * (busy - optimizer) for name, share in shares.items()}
     idle = step - busy
-    memory = {"weights": 1.5, "gradients": 0.47, "optimizer": 0.94, "activations": 44.1, "temporary": 9.2, "framework": 1.1}
+    memory = {
+        "weights": 1.5,
+        "gradients": 0.47,
+        "optimizer": 0.94,
+        "activations": 44.1,
+        "temporary": 9.2,
+        "framework": 1.1,
+    }
     memory_bytes = {name: size * 2**30 for name, size in memory.items()}
     tokens = 512 * 8192
     flops = 6 * 8.03e9 * tokens * 1.15
@@ -122,8 +137,12 @@ def _played(devices: int, names: str) -> tuple[Program, Timeline]:
             for phase, scale in (("forward", 1.0), ("backward", 2.1)):
                 for i in range(LAYERS):
                     layer = i if phase == "forward" else LAYERS - 1 - i
-                    gathered = task(at + GATHER, 11e-3, -1, Label(f"all-gather block {layer}{names}", "all_gather", phase, layer))
-                    done = task(at + COMPUTE, 9.5e-3 * scale, gathered, Label(f"{phase} block {layer}", "compute", phase, layer))
+                    gathered = task(
+                        at + GATHER, 11e-3, -1, Label(f"all-gather block {layer}{names}", "all_gather", phase, layer)
+                    )
+                    done = task(
+                        at + COMPUTE, 9.5e-3 * scale, gathered, Label(f"{phase} block {layer}", "compute", phase, layer)
+                    )
                     if phase == "backward":
                         label = Label(f"reduce-scatter block {layer}", "reduce_scatter", phase, layer)
                         task(at + REDUCE, 23e-3, done, label)
@@ -181,20 +200,42 @@ def _ops(compute: dict[str, float], names: str) -> tuple[OpRow, ...]:
             time = compute["matmul"] * share * weights[name] / sum(weights.values())
             flops = time * 989e12 * (0.55 + 0.2 * len(name) / 10)
             count = LAYERS * MICRO_STEPS * (1 if phase == "forward" else 2)
-            row = OpRow(f"layers.*.{name}{names}", "aten.mm", "matmul", phase, count, time, flops, flops / 1900, "matrix", shape)
+            row = OpRow(
+                f"layers.*.{name}{names}", "aten.mm", "matmul", phase, count, time, flops, flops / 1900, "matrix", shape
+            )
             rows.append(row)
     for key, intensity, rate in (("attention", 900, 420e12), ("attention_backward", 700, 350e12)):
         phase = "backward" if "backward" in key else "forward"
         size = compute[key] * rate
         target = f"cosim.{key}"
         rows.append(
-            OpRow("layers.*.attn", target, key, phase, 256, compute[key], size, size / intensity, "exponentials", "1x32x8192x128")
+            OpRow(
+                "layers.*.attn",
+                target,
+                key,
+                phase,
+                256,
+                compute[key],
+                size,
+                size / intensity,
+                "exponentials",
+                "1x32x8192x128",
+            )
         )
     for key in ("pointwise", "norm", "norm_backward", "softmax", "reduction"):
         for i, phase in enumerate(("forward", "backward")):
             time = compute[key] * (0.4 + 0.2 * i)
             row = OpRow(
-                f"layers.*.{key}", f"aten.{key}", key, phase, 1024, time, time * 2.6e12 / (4 - i), time * 2.6e12, "memory", "8192x4096"
+                f"layers.*.{key}",
+                f"aten.{key}",
+                key,
+                phase,
+                1024,
+                time,
+                time * 2.6e12 / (4 - i),
+                time * 2.6e12,
+                "memory",
+                "8192x4096",
             )
             rows.append(row)
     for key in ("copy", "gather"):

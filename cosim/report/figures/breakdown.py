@@ -13,6 +13,7 @@ from cosim.result import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+
 def breakdown_figure(result: Result) -> go.Figure:
     """One stacked bar of all parts of the step time, in seconds."""
     import plotly.graph_objects as go
@@ -32,7 +33,9 @@ def breakdown_figure(result: Result) -> go.Figure:
                 insidetextanchor="middle",
                 textangle=0,
                 insidetextfont={"color": ink_on(color), "size": 12},
-                hovertext=[f"{name_of(part.group)}: {harmless(part.name)}<br>{seconds(part.amount)}, {percent(part.share)}"],
+                hovertext=[
+                    f"{name_of(part.group)}: {harmless(part.name)}<br>{seconds(part.amount)}, {percent(part.share)}"
+                ],
                 hoverinfo="text",
                 meta={"outline": "surface"},
             )

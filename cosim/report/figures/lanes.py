@@ -25,7 +25,7 @@ _IDLE_DRAWN_FROM = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One stream's rectangles in order of time; `key` indexes `Lanes.keys`, `text` `Lanes.texts`; `tasks` are in one rectangle."""
+    """One stream's rectangles in order of time; `key` and `text` index those of `Lanes`; `tasks` share a rectangle."""
 
     name: str
     device: int
@@ -64,13 +64,19 @@ def build_lanes(program: Program, timeline: Timeline, most: int = MOST_RECTANGLE
         mine = np.flatnonzero((program.stream == number) & (end > start))
         if len(mine):
             label = program.label[mine]
-            raw.append(_lane(stream.name, stream.device, stream.kind, start[mine], end[mine], label_key[label], label_text[label]))
+            raw.append(
+                _lane(
+                    stream.name, stream.device, stream.kind, start[mine], end[mine], label_key[label], label_text[label]
+                )
+            )
         issued = np.flatnonzero((program.host == number) & (program.launch_ps > 0))
         if len(issued):
             begin = timeline.issue_ps[issued] / PICOSECONDS_PER_S
             until = begin + program.launch_ps[issued] / PICOSECONDS_PER_S
             launch = np.full(len(issued), keys.of("launch"))
-            raw.append(_lane(stream.name, stream.device, "host", begin, until, launch, label_text[program.label[issued]]))
+            raw.append(
+                _lane(stream.name, stream.device, "host", begin, until, launch, label_text[program.label[issued]])
+            )
     lanes, merged = _small_enough(raw, total, most)
     idle: list[float] = []
     final = []
@@ -134,7 +140,7 @@ def _small_enough(lanes: list[Lane], total: float, most: int) -> tuple[list[Lane
 
 
 def merged(lane: Lane, resolution_s: float, same_key: bool = True) -> Lane:
-    """`lane` with runs of rectangles that are shorter, and closer together, than `resolution_s` as one; the longest names the run."""
+    """`lane` with runs of rectangles shorter and closer together than `resolution_s` as one, named by the longest."""
     if len(lane) < 2:
         return lane
     tiny = lane.end_s - lane.start_s < resolution_s
@@ -148,7 +154,9 @@ def merged(lane: Lane, resolution_s: float, same_key: bool = True) -> Lane:
     longest = by_length[first]
     tasks = np.add.reduceat(lane.tasks, first)
     end = np.maximum.reduceat(lane.end_s, first)
-    return Lane(lane.name, lane.device, lane.kind, lane.start_s[first], end, lane.key[longest], lane.text[longest], tasks)
+    return Lane(
+        lane.name, lane.device, lane.kind, lane.start_s[first], end, lane.key[longest], lane.text[longest], tasks
+    )
 
 
 def _with_idle(

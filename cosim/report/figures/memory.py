@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,13 +81,13 @@ def memory_figure(result: Result, curve: MemoryCurve) -> go.Figure:
 
 
 def kept_points(curve: MemoryCurve) -> NDArray[np.int64]:
-    """At most a few thousand points of the curve: first, last, and in each stretch of time the highest and the lowest total."""
+    """At most a few thousand points: the first, the last, and of each stretch of time the highest and lowest total."""
     total = curve.bytes.sum(axis=0)
     count = len(total)
     if count <= 2 * _BINS:
         return np.arange(count)
     edges = np.linspace(0, count, _BINS + 1).astype(np.int64)
     kept = {0, count - 1, int(total.argmax())}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges.tolist()):
         kept |= {int(low + total[low:high].argmax()), int(low + total[low:high].argmin())}
     return np.array(sorted(kept))

@@ -1,4 +1,4 @@
-"""Colours by meaning, told apart by people with any colour vision: compute is blue to green, communication orange, the rest quiet.
+"""Colours by meaning: compute is blue to green, communication orange, the rest quiet.
 
 Blue against orange survives every common colour deficiency; within a family lightness tells parts apart. All are
 readable on white and on near-black.
@@ -62,7 +62,7 @@ _COMPUTE = ("#3b8bd0", "#2f8f80", "#7b93ad", "#6f9c8c", "#174a7c", "#a8c3b4")
 
 
 def color_of(key: str, *, communication: bool = False) -> str:
-    """The colour of an op class, phase, collective or memory category; one not known always gets the same colour of its family."""
+    """The colour of an op class, phase, collective or memory category; an unknown one gets one of its family's."""
     if key in _COLORS:
         return _COLORS[key]
     family = _COMMUNICATION if communication else _COMPUTE
@@ -70,7 +70,7 @@ def color_of(key: str, *, communication: bool = False) -> str:
 
 
 def ink_on(color: str) -> str:
-    """Black or white text, whichever contrasts more with a "#rrggbb" colour (relative luminance as WCAG 2 defines it)."""
+    """Dark or white text, whichever contrasts more with a "#rrggbb" colour (contrast ratio as WCAG 2 defines it)."""
     channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -37,7 +37,7 @@ class OpPoint:
 
 
 def op_points(ops: Iterable[OpRow]) -> list[OpPoint]:
-    """One point per op kind, largest time first; ops that do no arithmetic or move nothing have no place on a roofline."""
+    """One point per op kind, largest time first; ops without arithmetic or traffic have no place here."""
     groups: dict[tuple[str, str, str, str, str], list[OpRow]] = defaultdict(list)
     for row in ops:
         if row.time_s > 0 and row.flops > 0 and row.hbm_bytes > 0:

@@ -29,7 +29,12 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:
     """A plotly axis with a quiet grid."""
-    base: dict[str, Any] = {"title": {"text": title, "standoff": 10}, "zeroline": False, "ticks": "", "automargin": True}
+    base: dict[str, Any] = {
+        "title": {"text": title, "standoff": 10},
+        "zeroline": False,
+        "ticks": "",
+        "automargin": True,
+    }
     return base | more
 
 

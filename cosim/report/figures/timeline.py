@@ -1,7 +1,7 @@
-"""What every stream does over the step: one row per stream, one filled outline per colour, so that thousands of tasks stay quick.
+"""What every stream does over the step: a row per stream, one filled outline per colour, so that thousands stay quick.
 
-Plotly draws the shapes and the axes. What lies under the pointer is looked up by the page's script in `lookup_of`, since a
-filled outline knows only that it was hit, not in which task.
+Plotly draws the shapes and the axes. What lies under the pointer is looked up by the page's script in `lookup_of`,
+since a filled outline knows only that it was hit, not in which task.
 """
 
 from __future__ import annotations
@@ -54,9 +54,16 @@ def timeline_figure(lanes: Lanes) -> go.Figure:
             96 + rows * (_LANE_PIXELS if rows <= 12 else 26),
             hovermode=False,
             dragmode="zoom",
-            xaxis=axis("time in the step", tickformat="~s", ticksuffix="s", range=[0, lanes.end_s or 1.0], showgrid=True),
+            xaxis=axis(
+                "time in the step", tickformat="~s", ticksuffix="s", range=[0, lanes.end_s or 1.0], showgrid=True
+            ),
             yaxis=axis(
-                tickvals=list(range(rows)), ticktext=names, range=[rows - 0.5, -0.5], fixedrange=True, showgrid=False, ticklabelstandoff=6
+                tickvals=list(range(rows)),
+                ticktext=names,
+                range=[rows - 0.5, -0.5],
+                fixedrange=True,
+                showgrid=False,
+                ticklabelstandoff=6,
             ),
         )
     )
@@ -64,7 +71,7 @@ def timeline_figure(lanes: Lanes) -> go.Figure:
 
 
 def lookup_of(lanes: Lanes) -> dict[str, Any]:
-    """What the page needs to say what is under the pointer: per lane the times, colours, texts and task counts, as lists."""
+    """What the page needs to name what is under the pointer: times, colours, texts and task counts of each lane."""
     return {
         "keys": list(lanes.keys),
         "texts": list(lanes.texts),
