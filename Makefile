@@ -15,8 +15,10 @@ RUN    := reports/examples/llama3-8b-64xh100.yaml
 CODE   := cosim hwmodels workloads native tests
 
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+.NOTPARALLEL:
 .PHONY: run test lint bench clean
 .DELETE_ON_ERROR:
 
