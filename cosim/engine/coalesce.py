@@ -1,8 +1,6 @@
-"""Many kernels as one task: the same ends with fewer rows, in exact integers.
+"""Fewer, longer tasks with the same ends: what a host thread issues without a pause becomes one row.
 
-A kernel launched L after its issue, that works for w, ends at max(end of the one before, issue + L) + w.
-So a chain of them maps (start, issue) to max(start + work, issue + span), and so does a chain of chains: such maps
-compose. It is exact while the tasks run at speed 1; where they share resources, a merged task has no gaps in its work.
+Exact while tasks run at speed 1; where they share resources, a merged task has no gaps in its work.
 """
 
 from __future__ import annotations
@@ -14,24 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosim.engine.check import check
+from cosim.engine.kernels import merge_kernels, merge_tasks
 from cosim.engine.program import Demands, Program
 from cosim.graph import Csr
 
-
-def merge_kernels(work_ps: NDArray[np.int64], launch_ps: NDArray[np.int64]) -> tuple[int, int, int]:
-    """Work, launch and span (int picoseconds) of the one task that stands for kernels issued one after another.
-
-    work = sum of work_i, launch = sum of launch_i, span = max over k of (launch_i for i <= k plus work_j for j >= k):
-    kernel k cannot begin before it is launched, and those after it follow on the stream. No kernels: zeros.
-    """
-    work = np.asarray(work_ps, dtype=np.int64)
-    launched = np.cumsum(launch_ps, dtype=np.int64)
-    if not len(work):
-        return 0, 0, 0
-    total = int(work.sum())
-    after = total - np.cumsum(work) + work
-    return total, int(launched[-1]), int((launched + after).max())
+__all__ = ["Coalesced", "coalesce", "merge_kernels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +34,6 @@ def coalesce(program: Program) -> Coalesced:
     nobody; nobody else waits for a, and a's host thread does not; they share label, priority, demands and micro-step;
     and neither changes memory.
     """
-    check(program)
     joins = _joins(program)
     first = np.flatnonzero(~joins)
     # Members of one group need not be neighbours in the rows: other streams and hosts lie between.
@@ -61,10 +45,9 @@ def coalesce(program: Program) -> Coalesced:
     work, launch, span = (column[first].copy() for column in (program.work_ps, program.launch_ps, program.span_ps))
     synchronises = program.synchronises[first].copy()
     for task in np.flatnonzero(joins).tolist():
-        into, work_b, launch_b = group[task], program.work_ps[task], program.launch_ps[task]
-        span[into] = max(max(span[into], launch[into]) + work_b, launch[into] + program.span_ps[task])
-        work[into] += work_b
-        launch[into] += launch_b
+        into = group[task]
+        second = (program.work_ps[task], program.launch_ps[task], program.span_ps[task])
+        work[into], launch[into], span[into] = merge_tasks((work[into], launch[into], span[into]), second)
         synchronises[into] |= program.synchronises[task]
     rows = [sorted({int(group[other]) for other in program.depends.row(int(task))}) for task in first]
     merged = dataclasses.replace(

@@ -14,7 +14,7 @@ What happens over time:
   occupies its stream from its start to its end.
 - A task does `work_ps` of work, at speed 1 when it gets all that it demands. It ends when the work is done, and not
   before `span_ps` after its host thread began to issue it (a task that stands for many kernels: the last one cannot
-  end before it was launched; for tasks of one kernel span = launch + work; `cosim.engine.coalesce` has the span of
+  end before it was launched; for tasks of one kernel span = launch + work; `cosim.engine.kernels` has the span of
   many).
 - Without a host thread (-1) a task counts as issued at 0, and launch, span and synchronises mean nothing.
 - Running tasks share resources. Each demands `amount` of a resource's capacity per unit of speed, from its start
