@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -114,8 +113,8 @@ def breakdown_table(result: Result) -> str:
         title = f'<th class="name" colspan="2">{name}</th>'
         if lone:
             title = f'<th class="name">{_swatch(color_of(group))}{name}</th>{_bar(inner[0], most)}'
-        numbers = (words.seconds(amount), words.percent(share))
-        head = f"<tr>{title}{''.join(f'<th class="number">{number}</th>' for number in numbers)}</tr>"
+        numbers = "".join(f'<th class="number">{text}</th>' for text in (words.seconds(amount), words.percent(share)))
+        head = f"<tr>{title}{numbers}</tr>"
         body = "" if lone else _part_rows(inner, words.seconds, most, communication)
         sides[group != "compute"].append(f'<table class="parts"><thead>{head}</thead><tbody>{body}</tbody></table>')
     return f'<div class="groups">{"".join(f"<div>{chr(10).join(side)}</div>" for side in sides)}</div>'
@@ -196,7 +195,6 @@ def ops_table(result: Result, ops: Iterable[OpRow]) -> str:
     return f'<table class="ops"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
-_BETWEEN_DIGITS = re.compile(r"(?<=\d)x(?=\d)")
 _DESCENDING = ' aria-sort="descending"'
 
 
@@ -206,7 +204,7 @@ def _op_row(row: OpRow, step_time_s: float, most_time_s: float) -> str:
     rate = row.hbm_bytes / row.time_s if row.time_s > 0 else 0.0
     return (
         f'<tr><td class="name">{escaped(row.module)}</td><td class="name">{escaped(row.target)}</td>'
-        f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(_BETWEEN_DIGITS.sub("×", row.shape))}</td>'
+        f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(words.shape(row.shape))}</td>'
         + _number_cell(row.count, f"{row.count:,}")
         + _number_cell(row.time_s, words.seconds(row.time_s))
         + _number_cell(share, words.percent(share), f' style="--part:{row.time_s / most_time_s:.4f}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -184,3 +185,8 @@ def verdict(result: Result) -> str:
 def clock(value: float) -> str:
     """A frequency: "1.72 GHz"."""
     return format_quantity(value, "frequency")
+
+
+def shape(text: str) -> str:
+    """Operands' shapes as people write them: "8192×4096 · 4096×14336" for "[8192,4096] x [4096,14336]"."""
+    return re.sub(r"(?<=\d)[x,](?=\d)", "×", text).replace("] x [", " · ").strip("[]")

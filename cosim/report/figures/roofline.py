@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cosim.report.figures.palette import color_of
 from cosim.report.figures.style import axis, harmless, layout
-from cosim.report.words import bytes_rate, flops_rate, name_of, percent, seconds, significant
+from cosim.report.words import bytes_rate, flops_rate, name_of, percent, seconds, shape, significant
 from cosim.result import OpRow, Result, Roofline
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _hover(point: OpPoint, step_time_s: float) -> str:
     share = point.time_s / step_time_s if step_time_s > 0 else 0.0
     return "<br>".join(
         [
-            f"<b>{harmless(point.target)}</b> {harmless(point.shape)}, {harmless(point.phase)}",
+            f"<b>{harmless(point.target)}</b> {harmless(shape(point.shape))}, {harmless(point.phase)}",
             f"{seconds(point.time_s)} in {point.count:,} ops, {percent(share)} of the step",
             f"{flops_rate(point.flops / point.time_s)}, {bytes_rate(point.hbm_bytes / point.time_s)}",
             f"{significant(point.flops / point.hbm_bytes)} FLOP/byte, limited by {harmless(point.limited_by)}",
