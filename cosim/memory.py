@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosim.engine.allocation import lifetime_profile, round_allocation
-from cosim.engine.program import PICOSECONDS_PER_S, Program, Timeline
+from cosim.engine.program import PICOSECONDS_PER_S, MemoryProfile, Program, Timeline
 from cosim.graph import Category
 from cosim.result import MemoryCurve
 
@@ -31,6 +31,7 @@ _REPORTED = {
     Category.FRAMEWORK: "framework",
 }
 _PLACE = np.array([CATEGORIES.index(_REPORTED[category]) for category in Category])
+_NO_EVENTS = MemoryProfile(np.empty(0), np.empty(0, dtype=np.int8), np.empty(0, dtype=np.int64))
 _INTERVALS = 1300  # of the drawn curve, each with its highest, lowest and last point
 
 
@@ -95,17 +96,20 @@ class _Events:
 def _events(program: Program, timeline: Timeline, device: int) -> _Events:
     """Events at one picosecond keep the order of their tasks, and within a task that of its profile."""
     here = np.array([stream.device == device for stream in program.streams], dtype=np.bool_)
-    tasks = np.flatnonzero(here[program.stream] & (program.profile >= 0)) if len(here) else np.empty(0, dtype=np.int64)
-    lengths = np.array([len(profile.fraction) for profile in program.profiles], dtype=np.int64)
-    begins = np.concatenate([[0], np.cumsum(lengths)])
-    chosen = program.profile[tasks]
-    task = np.repeat(tasks, lengths[chosen]) if len(tasks) else tasks
-    within = np.arange(len(task)) - np.repeat(np.cumsum(lengths[chosen]) - lengths[chosen], lengths[chosen])
-    source = begins[program.profile[task]] + within
+    profiles = [_NO_EVENTS, *program.profiles]
     fraction, category, delta = (
-        np.concatenate([getattr(profile, name) for profile in program.profiles] or [np.empty(0)])[source]
+        np.concatenate([getattr(profile, name) for profile in profiles])
         for name in ("fraction", "category", "delta_bytes")
     )
+    length = np.array([len(profile.fraction) for profile in profiles])
+    first = np.cumsum(length) - length
+    tasks = np.flatnonzero(program.profile >= 0)
+    tasks = tasks[here[program.stream[tasks]]]
+    chosen = program.profile[tasks] + 1
+    task = np.repeat(tasks, length[chosen])
+    count = np.cumsum(length[chosen]) - length[chosen]  # events of the tasks before
+    source = np.repeat(first[chosen] - count, length[chosen]) + np.arange(len(task))
+    fraction, category, delta = fraction[source], category[source], delta[source]
     start = timeline.start_ps[task]
     time = start + np.floor(fraction * (timeline.end_ps[task] - start)).astype(np.int64)
     order = np.argsort(time, kind="stable")
