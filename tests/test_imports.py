@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A room imports rooms of its own line or of lines above it in this list; within a line, without
-# cycles. Longer names win over shorter ones: what a program is, how its tasks merge and what they allocate is the language
-# that mapping writes and an engine plays, so it stands below both.
+# cycles. Longer names win over shorter ones: what a program is, how its tasks merge and what they allocate is the
+# language that mapping writes and an engine plays, so it stands below both.
 ROOMS = (
     ("hwmodels", "cosim_native"),
     ("workloads",),
