@@ -138,5 +138,4 @@ def _for_drawing(time_ps: NDArray[np.int64], total: NDArray[np.float64]) -> NDAr
 
 
 def _name(program: Program, task: int) -> str:
-    label = program.labels[program.label[task]]
-    return f"{label.name}, {label.phase}" + (f", layer {label.layer}" if label.layer >= 0 else "")
+    return program.labels[program.label[task]].name

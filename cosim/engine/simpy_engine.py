@@ -2,29 +2,24 @@
 
 A host thread never waits but where a task synchronises, so up to there it knows when it will issue each task.
 A stream waits for each of its tasks in turn: issued, dependencies ended, rendezvous met; then for its work and span.
-Tasks without demands take a known time; the others do their work in `_SharedWork`, the only place where speeds live.
+Tasks without demands take a known time; the others do their work in `SharedWork`, the only place where speeds live.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from bisect import insort
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simpy
 
-from cosim.engine.check import LONGEST_PS, check
+from cosim.engine.check import check
 from cosim.engine.program import DeadlockError, Program, Timeline
-from cosim.engine.sharing import Demand, speeds
+from cosim.engine.shared_work import SharedWork
 
 Steps = Generator[simpy.Event, Any, None]
 UNKNOWN = -1
-NEVER = 2**63 - 1
-AFTER_ALL_ELSE = simpy.events.EventPriority(2)  # SimPy's own are URGENT 0 and NORMAL 1
 
 
 class SimpyEngine:
@@ -58,7 +53,7 @@ class _Play:
         self.ended: dict[int, list[simpy.Event]] = {}
         self.meetings: dict[int, simpy.Event] = {}
         self.absent = _count(self.rendezvous)
-        self.shared = _SharedWork(self.env, program)
+        self.shared = SharedWork(self.env, program)
 
     def run(self) -> Timeline:
         for tasks in _queues(self.program.host.tolist(), len(self.program.streams)):
@@ -155,84 +150,6 @@ class _Play:
     def name(self, task: int) -> str:
         label = self.program.labels[self.program.label[task]]
         return f"task {task} ({label.name}{f', layer {label.layer}' if label.layer >= 0 else ''})"
-
-
-@dataclass(slots=True)
-class _Flow:
-    """Work in progress: `remaining_ps` of it at `since_ps`, and from then on `speed`; it is done at `done_ps`."""
-
-    event: simpy.Event
-    remaining_ps: float
-    since_ps: int
-    speed: float = 0.0
-    done_ps: int = NEVER
-
-
-class _SharedWork:
-    """The tasks that share resources at this instant.
-
-    What starts and finishes at one instant is taken together: speeds are set once, after everything else then.
-    """
-
-    def __init__(self, env: simpy.Environment, program: Program) -> None:
-        self.env = env
-        self.capacity = [float(resource.capacity) for resource in program.resources]
-        self.priority: list[int] = program.priority.tolist()
-        rows = (tuple((r, amount) for r, amount in row if amount > 0) for row in program.demands.rows())
-        self.demands: dict[int, tuple[Demand, ...]] = {task: row for task, row in enumerate(rows) if row}
-        self.flows: dict[int, _Flow] = {}
-        self.order: list[int] = []  # the running tasks by row
-        self.settling = False
-        self.alarm = NEVER
-        self.known: dict[tuple[Any, ...], list[float]] = {}  # sets that run together repeat
-
-    def work(self, task: int, work_ps: int) -> simpy.Event:
-        """The event of `work_ps` of work being done, from now, at the speeds that `task` will get."""
-        event = self.env.event()
-        self.flows[task] = _Flow(event, float(work_ps), int(self.env.now))
-        insort(self.order, task)
-        self.changed()
-        return event
-
-    def changed(self) -> None:
-        if not self.settling:
-            self.settling = True
-            settle = self.env.event()
-            settle._ok, settle._value = True, None  # triggered, as simpy.Timeout does it: succeed() knows no priority
-            settle.callbacks.append(self.settle)
-            self.env.schedule(settle, AFTER_ALL_ELSE)
-
-    def settle(self, _: simpy.Event) -> None:
-        """New speeds for the tasks that now run. One whose speed stays keeps its finish: nothing is rounded twice."""
-        self.settling = False
-        now = int(self.env.now)
-        first = NEVER
-        for task, speed in zip(self.order, self.speeds(), strict=True):
-            flow = self.flows[task]
-            if speed != flow.speed:
-                flow.remaining_ps = max(0.0, flow.remaining_ps - flow.speed * (now - flow.since_ps))
-                flow.since_ps, flow.speed = now, speed
-                needs = flow.remaining_ps / speed if speed > 0 else math.inf
-                flow.done_ps = now + max(1, math.ceil(needs)) if needs < LONGEST_PS else NEVER
-            first = min(first, flow.done_ps)
-        if first not in (self.alarm, NEVER):
-            self.env.timeout(first - now).callbacks.append(self.finish)
-        self.alarm = first
-
-    def finish(self, _: simpy.Event) -> None:
-        """Those whose work is done give back what they held; an alarm that has been overtaken finds nobody."""
-        done = [task for task in self.order if self.flows[task].done_ps == self.env.now]
-        for task in done:
-            self.flows.pop(task).event.succeed()
-            self.order.remove(task)
-        if done:
-            self.changed()
-
-    def speeds(self) -> list[float]:
-        rows = tuple((self.priority[task], self.demands[task]) for task in self.order)
-        if rows not in self.known:
-            self.known[rows] = speeds([row for _, row in rows], [priority for priority, _ in rows], self.capacity)
-        return self.known[rows]
 
 
 def _queues(owner: list[int], owners: int) -> list[list[int]]:
