@@ -109,13 +109,13 @@ def simulate(
             from cosim.simulate import simulate as simulate_run
 
             result = simulate_run(spec, progress)
-        _print_result(result)
         if json_out is not None:
             json_out.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if html_out is not None:
             from cosim.report.html import write_html
 
             write_html(result, html_out)
+    _print_result(result)  # last: a reader that closes the pipe costs no file
 
 
 @app.command()
