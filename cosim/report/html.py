@@ -82,10 +82,13 @@ def _sections(result: Result, lanes: Lanes | None) -> list[str]:
     if detail is not None and lanes is not None:
         memory = f'<div class="beside">{_figure("memory")}{tables.memory_table(result)}</div>'
         roofline = f'<div class="beside">{_figure("roofline")}{tables.limits_table(detail.ops)}</div>'
+        peak = result.peak_memory_bytes / 2**30
+        zoom = f'<button class="switch" id="memory-scale" aria-pressed="false" data-peak="{peak:.4f}">'
+        zoom += "Scale to peak</button>"
         find = '<input class="filter" type="search" placeholder="Filter: module, op, phase" aria-label="Filter ops">'
         sections += [
             _section("Streams over time", _timeline_words(detail, lanes), _figure("timeline")),
-            _section("Memory over time", f"Of rank {result.worst_rank}, which needs the most.", memory),
+            _section("Memory over time", f"Of rank {result.worst_rank}, which needs the most.", memory, zoom),
             _section("Roofline", _ROOFLINE_WORDS, roofline),
             _section(
                 "Most expensive ops",

@@ -17,7 +17,7 @@
       axis.tickfont = { color: color("--muted"), size: 12 };
       axis.title = { ...(axis.title || {}), font: { color: color("--muted"), size: 12 } };
     }
-    layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: color("--muted"), activecolor: color("--ink") };
+    layout.modebar = { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: color("--muted"), activecolor: color("--ink") };
     layout.xaxis.spikecolor = color("--muted");
     layout.xaxis.spikethickness = 1;
     if (coarse) layout.dragmode = false; // a finger scrolls the page
@@ -42,6 +42,17 @@
   }
   draw();
   dark.addEventListener("change", draw);
+
+  // Memory against the device's capacity, or its peak filling the figure.
+  const scale = document.getElementById("memory-scale");
+  if (scale) {
+    scale.addEventListener("click", () => {
+      const toPeak = scale.getAttribute("aria-pressed") !== "true";
+      scale.setAttribute("aria-pressed", String(toPeak));
+      const range = toPeak ? [0, Number(scale.dataset.peak) * 1.25] : figures.memory.layout.yaxis.range;
+      Plotly.relayout("figure-memory", { "yaxis.range": range });
+    });
+  }
 
   // What lies under the pointer in the timeline.
   const tip = document.getElementById("tip");

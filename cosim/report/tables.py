@@ -203,7 +203,7 @@ def _op_row(row: OpRow, step_time_s: float, most_time_s: float) -> str:
     flops = row.flops / row.time_s if row.time_s > 0 else 0.0
     rate = row.hbm_bytes / row.time_s if row.time_s > 0 else 0.0
     return (
-        f'<tr><td class="name">{escaped(row.module)}</td><td class="name">{escaped(row.target)}</td>'
+        f'<tr><td class="name">{_breakable(row.module)}</td><td class="name">{_breakable(row.target)}</td>'
         f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(words.shape(row.shape))}</td>'
         + _number_cell(row.count, f"{row.count:,}")
         + _number_cell(row.time_s, words.seconds(row.time_s))
@@ -212,6 +212,11 @@ def _op_row(row: OpRow, step_time_s: float, most_time_s: float) -> str:
         + _number_cell(rate, words.bytes_rate(rate) if rate else "–")
         + f"<td>{escaped(row.limited_by)}</td></tr>"
     )
+
+
+def _breakable(name: str) -> str:
+    """A dotted name that may be broken after its dots and underscores."""
+    return escaped(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _number_cell(value: float, text: str, style: str = "") -> str:
@@ -225,13 +230,11 @@ def details(result: Result) -> str:
 
     echoed = yaml.safe_dump(result.to_json()["spec"], sort_keys=False, allow_unicode=True)
     unknown = [f"{op.get('target')}: {op.get('count')} times{_share_of(op)}" for op in result.unknown_ops]
-    provenance = result.calibration.get("provenance", ())
-    provenance = [provenance] if isinstance(provenance, str | Mapping) else list(provenance)
     status = [str(result.calibration["status"])] if result.calibration.get("status") else []
     lists = [
         ("Assumed, because no source says otherwise", list(result.assumed)),
         ("Extrapolated beyond what the model was checked on", list(result.extrapolated)),
-        ("Calibration", [*status, *(str(item) for item in provenance)]),
+        ("Calibration", status),
         ("Ops not in the vocabulary, priced by the bytes that they move", unknown),
         ("Warnings", list(result.warnings)),
     ]
@@ -241,8 +244,27 @@ def details(result: Result) -> str:
     )
     return (
         f'<div class="details"><div><h3>The run file, defaults filled in</h3><pre>{html.escape(echoed)}</pre></div>'
-        f'<div class="notes">{notes}</div></div>'
+        f'<div class="notes">{notes}</div></div>{_provenance(result.calibration.get("provenance"))}'
     )
+
+
+def _provenance(provenance: object) -> str:
+    """Where the accelerator's numbers come from: entries with a path as a table, others as they are."""
+    entries = list(provenance) if isinstance(provenance, list | tuple) else [provenance] if provenance else []
+    if not entries:
+        return ""
+    rows = []
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            kind, text = (escaped(words.name_of(str(entry.get(key, "")))) for key in ("kind", "text"))
+            cells = [_breakable(str(entry.get("path", ""))), escaped(entry.get("value", "")), kind, text]
+        else:
+            cells = ["", "", "", escaped(entry)]
+        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    heads = "".join(f"<th>{name}</th>" for name in ("number", "value", "how known", "where from"))
+    table = f'<table class="sources"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    title = f"Where the accelerator's numbers come from ({len(entries)})"
+    return f'<details><summary>{title}</summary><div class="wide">{table}</div></details>'
 
 
 def _share_of(op: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ class _Printer:
     def text(self, content: str, style: str = "") -> Text:
         content = words.plain_line(content)
         if self.ascii:
-            content = content.replace("×", "x").encode("ascii", "replace").decode("ascii")
+            content = content.replace("×", "x").replace("µ", "u").encode("ascii", "replace").decode("ascii")
         return Text(content, style=style)
 
     def bar(self, share: float, width: int, style: str) -> Text:
@@ -79,9 +79,9 @@ class _Printer:
         step = self.text(words.seconds(result.step_time_s), "bold")
         if result.step_time_interval_s is not None:
             low, high = result.step_time_interval_s
-            step.append(f"  ({words.seconds(low)} to {words.seconds(high)})", style="dim")
+            step.append_text(self.text(f"  ({words.seconds(low)} to {words.seconds(high)})", "not bold dim"))
         if result.anchor_factor is not None:
-            step.append(f"  anchored, factor {result.anchor_factor:.3f}", style="dim")
+            step.append(f"  anchored, factor {result.anchor_factor:.3f}", style="not bold dim")
         per_device = words.rate(result.tokens_per_s_per_device)
         table.add_row("Step time", step)
         table.add_row("Tokens/s", self.text(f"{words.rate(result.tokens_per_s)}, per device {per_device}"))
@@ -120,14 +120,19 @@ class _Printer:
         parts = time_parts(self.result)
         for group, amount, share, inner in grouped(parts):
             title = words.name_of(group)
-            values = (words.seconds(amount), words.percent(share))
+            values = (self.text(words.seconds(amount)), words.percent(share))
             color = _GROUP_STYLE.get(group, "white")
             table.add_row(self.text(title), *values, self.bar(share, self._bar_width, color))
             if len(inner) > 1 or inner[0].name != title:
                 for part in _largest(inner):
-                    row = (self.text("  " + part.name, "dim"), words.seconds(part.amount), words.percent(part.share))
+                    row = (
+                        self.text("  " + part.name, "dim"),
+                        self.text(words.seconds(part.amount)),
+                        words.percent(part.share),
+                    )
                     table.add_row(*row, self.bar(part.share, self._bar_width, f"dim {color}"))
-        table.add_row(self.text("step", "bold"), words.seconds(sum(p.amount for p in parts)), words.percent(1.0), "")
+        total = self.text(words.seconds(sum(p.amount for p in parts)))
+        table.add_row(self.text("step", "bold"), total, words.percent(1.0), "")
         self.print(table)
 
     def _memory(self) -> None:

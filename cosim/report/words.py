@@ -34,7 +34,7 @@ def plain_line(text: object) -> str:
 def seconds(value: float) -> str:
     """Up to some minutes in seconds and parts of them; longer in hours, days or years."""
     if not math.isfinite(value) or abs(value) < 600:
-        return format_quantity(value, "time")
+        return format_quantity(value, "time").replace(" us", " µs")
     for unit, scale, least in (("years", _YEAR_S, 3.0), ("days", _DAY_S, 2.0), ("h", _HOUR_S, 2.0)):
         if value >= least * scale:
             return f"{significant(value / scale)} {unit}"

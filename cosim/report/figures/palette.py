@@ -43,6 +43,7 @@ _COLORS: Mapping[str, str] = {
     "all_to_all": "#f6c667",
     "send_recv": "#93400d",
     "broadcast": "#e58a4e",
+    "interference": "#cf9a8b",
     # the rest
     "host": "#7d8590",
     "launch": "#7d8590",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _POINTS = 300
 _LARGEST_POINT, _SMALLEST_POINT = 34.0, 6.0  # pixels across
+_LOWEST_RATE = 1e-5
+"""Slower ops than this share of the highest rate take no visible time, but would flatten the figure."""
 _QUIET = "#8a93a0"
 
 
@@ -101,8 +103,9 @@ def _ranges(roofline: Roofline, points: list[OpPoint]) -> tuple[tuple[float, flo
     ridges = [peak / bandwidth for peak in peaks] if bandwidth > 0 else [1.0]
     intensities = [point.flops / point.hbm_bytes for point in points] + ridges
     rates = [point.flops / point.time_s for point in points] + peaks
-    across = (min(min(intensities) / 3, 1.0), max(intensities) * 12)
-    return across, (min(rates) / 4, max(rates) * 2.5)
+    across = (min(min(intensities) / 3, 1.0), max(intensities) * 40)
+    highest = max(rates)
+    return across, (max(min(rates) / 4, highest * _LOWEST_RATE), highest * 2.5)
 
 
 def _decades(across: tuple[float, float]) -> dict[str, list[float] | list[str]]:

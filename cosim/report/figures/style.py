@@ -20,7 +20,7 @@ def layout(height: int, **more: Any) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 12},
-        "margin": {"l": 64, "r": 24, "t": 12, "b": 44},
+        "margin": {"l": 64, "r": 40, "t": 12, "b": 44},
         "hoverlabel": {"font": {"family": FONT, "size": 12}, "align": "left"},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
     }
