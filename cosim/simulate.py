@@ -46,7 +46,8 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
         spec.training.reduce_format,
     )
     accelerator.peak_flops(formats.compute)
-    graph = step_graph(spec, formats, stack, progress)
+    attention = attention_algorithm(spec.training.attention, stack, accelerator, formats.compute)
+    graph = step_graph(spec, formats, stack, attention, progress)
     plan = data_parallel.plan(
         graph,
         degree=spec.data_parallel,
@@ -60,7 +61,7 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     )
     kernels = Kernels(
         fp32_matmul=formats.fp32_matmul,
-        attention=attention_algorithm(spec.training.attention, stack, accelerator.architecture),
+        attention=attention,
         optimizer_shards=plan.optimizer_shards,
         stack=stack,
     )
@@ -105,11 +106,13 @@ def _machine(spec: RunSpec) -> tuple[Accelerator, Cluster]:
     return accelerator, cluster
 
 
-def step_graph(spec: RunSpec, formats: Precision, stack: Stack, progress: Progress | None = None) -> OpGraph:
+def step_graph(
+    spec: RunSpec, formats: Precision, stack: Stack, attention: str, progress: Progress | None = None
+) -> OpGraph:
     """The traced step of `spec`, with its techniques, bound to its micro-batch and sequence length."""
     training, workload = spec.training, spec.workload
     options = TraceOptions(
-        attention="unfused" if training.attention == "unfused" else "flash",
+        attention="unfused" if attention == "unfused" else "flash",
         dropout=training.dropout,
         parameter_format=formats.parameter,
         autocast_format=formats.autocast,

@@ -18,6 +18,7 @@ from cosim.graph import OpGraph, OpKind, Phase
 from cosim.stacks.stack import Stack
 from cosim.trace.vocabulary import attention_dims, kind_bytes, lookup, matmul_dims
 from hwmodels.accelerator import Accelerator
+from hwmodels.units import InputError
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
 Floats = NDArray[np.float64]
@@ -227,11 +228,18 @@ def _decomposed_norm(graph: OpGraph, kind: OpKind) -> list[Pass]:
     return [Pass(read * n, write * n, n, 0.0, "fp32", "stream" if write else "row") for read, write in rows]
 
 
-def attention_algorithm(choice: str | None, stack: Stack, architecture: str) -> str:
-    """The algorithm that runs the attention op: what the run names, or the stack's default on the chip for "flash"
-    or silence.
+def attention_algorithm(choice: str, stack: Stack, accelerator: Accelerator, compute: str) -> str:
+    """The algorithm that runs attention: what the run names; for "flash", the stack's choice for the chip.
+
+    Fused kernels compute in 16 bit or less: "flash" in fp32 or tf32 means unfused. Raises InputError where the run
+    names a fused kernel that lacks the format.
     """
-    if choice not in (None, "flash"):
-        return str(choice)
-    default = stack.attention.on(architecture)
-    return "flash-2" if default == "unfused" and choice == "flash" else default
+    wide = compute in ("fp32", "tf32")
+    if choice == "flash":
+        return "unfused" if wide else stack.attention.on(accelerator.architecture)
+    if choice != "unfused" and wide:
+        raise InputError(
+            f"training.attention: {choice} does not compute in training.precision {compute}; "
+            "allowed: unfused, flash (unfused in this format), or precision bf16 or fp16"
+        )
+    return choice

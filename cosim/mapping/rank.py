@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from cosim.engine.allocation import round_allocation
 from cosim.engine.program import Label, MemoryProfile, Program, Resource, Stream
 from cosim.graph import Category, Phase
 from cosim.mapping.builder import ProgramBuilder, picoseconds
 from cosim.mapping.segments import Interference, Segment
-from cosim.memory import round_allocation
 from cosim.parallel.data_parallel import DataParallelPlan
 from cosim.stacks.stack import Stack
 from hwmodels.cluster import Cluster

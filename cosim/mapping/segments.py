@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosim.engine.coalesce import merge_kernels
+from cosim.engine.allocation import lifetime_profile, round_allocation
+from cosim.engine.kernels import merge_kernels
 from cosim.engine.program import PICOSECONDS_PER_S, MemoryProfile
 from cosim.graph import Category, OpGraph, Phase
 from cosim.mapping.pricing import Prices
-from cosim.memory import lifetime_profile, round_allocation
 from cosim.stacks.stack import Stack
 from cosim.techniques.fusion import compiled_ops
 

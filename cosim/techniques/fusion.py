@@ -14,7 +14,9 @@ import numpy as np
 
 from cosim.graph import Csr, Ints, OpGraph, OpKind, Phase
 
-FUSIBLE = frozenset(["pointwise", "copy", "norm", "norm_backward", "reduction", "softmax", "softmax_backward", "random", "fill"])
+FUSIBLE = frozenset(
+    ["pointwise", "copy", "norm", "norm_backward", "reduction", "softmax", "softmax_backward", "random", "fill"]
+)
 _ROWS = frozenset(["norm", "norm_backward", "reduction", "softmax", "softmax_backward", "loss"])
 
 

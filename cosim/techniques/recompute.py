@@ -106,7 +106,8 @@ def rematerialize(graph: OpGraph, regions: Iterable[Region]) -> OpGraph:
         for op in ops:
             for storage in access.read(op):
                 if graph.storage_alloc[storage] not in inside and graph.storage_alloc[storage] >= 0:
-                    extended[storage] = max(extended.get(storage, -1), len(reruns) - 1, key=lambda i: reruns[i].before)
+                    users = [len(reruns) - 1, *([extended[storage]] if storage in extended else [])]
+                    extended[storage] = max(users, key=lambda i: reruns[i].before)
     return _assemble(graph, reruns, extended, storage_free)
 
 
