@@ -11,17 +11,14 @@ from hwmodels.matrix_units.attention import ALGORITHMS, DEFAULTS, AttentionConst
 from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.sram import Sram
-from hwmodels.number_formats import COMPUTES_AS, number_format
+from hwmodels.number_formats import number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
 from hwmodels.units import InputError, format_quantity
-from hwmodels.vector_unit import VectorUnit
+from hwmodels.vector_unit import PassConstants, VectorUnit
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
 __all__ = ["Accelerator", "Links", "Memory", "load", "load_raw", "names", "summary"]
-
-_PASS_FIXED_S = 1e-6
-_CORE_COUNT_KEYS = ("gemm", "attention", "memory", "pass", "links")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Accelerator:
     links: Links
     power: Power
     attention: dict[str, AttentionConstants]
-    pass_fixed_s: float
+    passes: PassConstants
     price_usd_per_hour: float
     sources: dict[str, str]
     provenance: tuple[Provenance, ...]
@@ -152,20 +149,20 @@ class Accelerator:
     def _pass(self, work: Pass) -> Cost:
         moved = work.read_bytes + work.write_bytes
         memory = moved / self.memory.hbm.rate(work.kind)
-        vector, special = self.vector.vector_time_s(work.vector_ops), self.vector.special_time_s(work.special_ops)
-        longest = max(memory, vector, special)
-        time = longest + self.pass_fixed_s
-        if longest < self.pass_fixed_s:
+        compute = self.passes.time_s(work, self.vector)
+        longest = max(memory, compute)
+        time = longest + self.passes.fixed_time_s
+        limit = "memory" if longest == memory else "vector"
+        if longest < self.passes.fixed_time_s:
             limit = "latency"
-        else:
-            limit = "memory" if longest == memory else "special" if longest == special else "vector"
         flops = work.vector_ops + work.special_ops
-        shares = min(1.0, max(vector, special) / time), min(1.0, memory / time)
+        shares = min(1.0, compute / time), min(1.0, memory / time)
         return Cost(time, flops, {"hbm": moved, "l2": moved}, limit, 0.0, *shares)
 
 
 def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Accelerator:
-    """The accelerator that `reference` names: a library name, the path of a .yaml file, or {base: NAME, set: {path: value}}.
+    """The accelerator that `reference` names: a library name, the path of a .yaml file, or {base: NAME, set: {path:
+    value}}.
 
     Raises InputError with one sentence that names file, key, value and what is allowed.
     """
@@ -193,7 +190,7 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
         links=_links(root.section("links", required=True), calibration.section("links")),
         power=Power.read(root.section("power", required=True)),
         attention=_attention_constants(calibration.section("attention"), matrix),
-        pass_fixed_s=calibration.section("pass").quantity("fixed_time", "time", _PASS_FIXED_S, zero=True),
+        passes=PassConstants.read(calibration.section("pass")),
         price_usd_per_hour=price.quantity("device_hour", "money_rate", 0.0, zero=True) * 3600.0,
         sources=_sources(root, data),
         provenance=tuple(root.log),

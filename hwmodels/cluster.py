@@ -41,8 +41,8 @@ class Cluster:
         network: Mapping[str, str | float] | None = None,
         where: str = "system",
     ) -> "Cluster":
-        """A cluster of `accelerator`. `network` overrides links: inter_node, intra_node (bandwidth per device and direction; text with
-        a unit, or bytes/s) and inter_node_latency, intra_node_latency (text, or seconds).
+        """A cluster of `accelerator`. `network` overrides links: inter_node, intra_node (bandwidth per device and
+        direction; text with a unit, or bytes/s) and inter_node_latency, intra_node_latency (text, or seconds).
 
         Raises InputError: counts below one, an unknown override, or a wrong unit.
         """
@@ -72,7 +72,9 @@ class Cluster:
         return cls(accelerator, devices, devices_per_node, min(domain, devices), tiers)
 
     def collective(self, kind: str, bytes: float, devices: int, per_node: int) -> CollectiveCost:
-        """What a collective over `devices` members, `per_node` of them in each domain, costs alone; `bytes` as in `Collective`."""
+        """What a collective over `devices` members, `per_node` of them in each domain, costs alone; `bytes` as in
+        `Collective`.
+        """
         return self.collective_cost(Collective(kind, bytes, devices, per_node))  # type: ignore[arg-type]
 
     def cost(self, work: Collective) -> Cost:
@@ -99,8 +101,8 @@ class Cluster:
     def _price(self, work: Collective) -> CollectiveCost:
         if not 1 <= work.per_node <= work.devices or work.per_node > self.domain:
             raise InputError(
-                f"{work.kind} over {work.devices} devices with {work.per_node} per node: per_node must be between 1 and "
-                f"{min(work.devices, self.domain)}, the devices of a group on one fabric"
+                f"{work.kind} over {work.devices} devices with {work.per_node} per node: per_node must be between 1 "
+                f"and {min(work.devices, self.domain)}, the devices of a group on one fabric"
             )
         if not 0 <= work.bytes < float("inf"):
             raise InputError(f"{work.kind} of {work.bytes!r} bytes: the size must be finite and not negative")

@@ -22,7 +22,8 @@ class NumberFormat:
         return (self.bits + (self.scale_bits / self.block if self.block else 0.0)) / 8.0
 
 
-# IEEE 754; bfloat16 and tf32 as NVIDIA's A100 whitepaper; OCP 8-bit and MX specifications v1.0; NVFP4 as NVIDIA's Blackwell notes.
+# IEEE 754; bfloat16 and tf32 as NVIDIA's A100 whitepaper; OCP 8-bit and MX specifications v1.0; NVFP4 as NVIDIA's
+# Blackwell notes.
 FORMATS: dict[str, NumberFormat] = {
     f.name: f
     for f in (

@@ -1,7 +1,8 @@
 """Reads the sections of an accelerator file: each value checked where it is read, each with where it came from.
 
-A value is written plainly (`capacity: 80 GiB`) or with its provenance (`capacity: {value: 80 GiB, source: a100-datasheet}`); the
-keys `source`, `derived`, `assumed` and `fitted_on` beside a section's other keys hold for every plain value in it.
+A value is written plainly (`capacity: 80 GiB`) or with its provenance (`capacity: {value: 80 GiB, source:
+a100-datasheet}`); the keys `source`, `derived`, `assumed` and `fitted_on` beside a section's other keys hold for
+every plain value in it.
 """
 
 import math

@@ -13,7 +13,8 @@ LEVELS = ("hbm", "l2", "link")
 class Power:
     """Question: what energy does work take, and at what clock does its power fit under the limit?
 
-    `energy_per_flop_j` by format, `energy_per_byte_j` by memory level; idle power is drawn all the time and is in no work's energy.
+    `energy_per_flop_j` by format, `energy_per_byte_j` by memory level; idle power is drawn all the time and is in no
+    work's energy.
     """
 
     limit_w: float
@@ -54,17 +55,20 @@ class Power:
         return flops * per_flop + moved
 
     def _scaled(self, format: str) -> float:
-        """Energy of a format that the file does not list: a listed one's, scaled by the bits of an operand (multipliers grow faster)."""
+        """Energy of a format that the file does not list: a listed one's, scaled by the bits of an operand
+        (multipliers grow faster).
+        """
         if not self.energy_per_flop_j:
             return 0.0
         known = min(self.energy_per_flop_j, key=lambda name: abs(FORMATS[name].bits - FORMATS[format].bits))
         return self.energy_per_flop_j[known] * FORMATS[format].bits / FORMATS[known].bits
 
     def sustained_clock(self, dynamic_power_w: float, clock_hz: float) -> float:
-        """The clock (Hz) at which work that would draw `dynamic_power_w` at `clock_hz` keeps to the limit; never above `clock_hz`.
+        """The clock (Hz) at which work that would draw `dynamic_power_w` at `clock_hz` keeps to the limit; never
+        above `clock_hz`.
 
-        Dynamic power is taken as f V^2 with V proportional to f, so power goes with the cube of the clock and the clock with the cube
-        root of the power that is left; bounded below by `lowest_clock` times the nominal clock.
+        Dynamic power is taken as f V^2 with V proportional to f, so power goes with the cube of the clock and the
+        clock with the cube root of the power that is left; bounded below by `lowest_clock` times the nominal clock.
         """
         budget = self.limit_w - self.idle_w
         if dynamic_power_w <= budget:

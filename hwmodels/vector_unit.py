@@ -6,15 +6,17 @@ from typing import Literal
 from hwmodels.number_formats import FORMATS
 from hwmodels.parameters import Section
 from hwmodels.units import InputError
+from hwmodels.work import Pass
 
 
 @dataclass(frozen=True, slots=True)
 class VectorUnit:
     """SIMD lanes of all cores together. Question: how long do these vector and special operations take?
 
-    `lanes` fp32 lanes in total, each one fused multiply-add per cycle times the format's factor; `special_function_rate` special
-    functions (exp, rsqrt, tanh) per lane and cycle; `issue_slots` instructions of single threads that all cores start per
-    cycle, which limits pointwise kernels (a core may issue more than its fp32 lanes take).
+    `lanes` fp32 lanes in total, each one fused multiply-add per cycle times the format's factor;
+    `special_function_rate` special functions (exp, rsqrt, tanh) per lane and cycle; `issue_slots` instructions of
+    single threads that all cores start per cycle, which limits pointwise kernels (a core may issue more than its fp32
+    lanes take).
     """
 
     lanes: int
@@ -40,21 +42,66 @@ class VectorUnit:
         return part
 
     def peak_flops(self, format: str) -> float:
-        """FLOP/s of fused multiply-adds in `format` on the lanes (not the matrix unit); 0 for one that the lanes lack."""
+        """FLOP/s of fused multiply-adds in `format` on the lanes (not the matrix unit); 0 for one that the lanes
+        lack.
+        """
         return 2.0 * self.lanes * self.clock_hz * self.formats.get(format, 0.0)
 
-    def vector_time_s(self, operations: float) -> float:
-        """Seconds for `operations` vector instructions (pointwise kernels compute in fp32 whatever they store)."""
-        return operations / (self.issue_slots * self.clock_hz * self.formats["fp32"])
+    def vector_time_s(self, instructions: float) -> float:
+        """Seconds in which all cores start `instructions` of single threads (pointwise kernels compute in fp32)."""
+        return instructions / (self.issue_slots * self.clock_hz)
 
     def special_time_s(self, operations: float) -> float:
-        """Seconds for `operations` special functions."""
+        """Seconds for `operations` special functions on their own units."""
         return operations / (self.lanes * self.clock_hz * self.special_function_rate)
 
 
 @dataclass(frozen=True, slots=True)
+class PassConstants:
+    """What a pass over memory takes beside its formula: fixed time on the device, instructions to load, convert,
+    index and store a byte (in row kernels also to sweep the row again and reduce across threads), instructions of a
+    special function (exp, erf, tanh, division at library accuracy).
+    """
+
+    fixed_time_s: float = 1e-6
+    instructions_per_byte: float = 6.5
+    row_instructions_per_byte: float = 16.0
+    instructions_per_special: float = 22.0
+
+    @classmethod
+    def read(cls, section: Section) -> "PassConstants":
+        """From `calibration.pass` of an accelerator file; what it leaves out takes the family's default."""
+        default = cls()
+        part = cls(
+            fixed_time_s=section.quantity("fixed_time", "time", default.fixed_time_s, zero=True),
+            instructions_per_byte=section.number("instructions_per_byte", default.instructions_per_byte, zero=True),
+            row_instructions_per_byte=section.number(
+                "row_instructions_per_byte", default.row_instructions_per_byte, zero=True
+            ),
+            instructions_per_special=section.number(
+                "instructions_per_special", default.instructions_per_special, zero=True
+            ),
+        )
+        section.close()
+        return part
+
+    def time_s(self, work: Pass, vector: VectorUnit) -> float:
+        """Seconds of issue and special-function units for `work`, without its memory time."""
+        row = work.kind == "row"
+        per_byte = self.row_instructions_per_byte if row else self.instructions_per_byte
+        per_special = (
+            1.0 if row else self.instructions_per_special
+        )  # a row kernel's exp is a few instructions per sweep
+        instructions = per_byte * (work.read_bytes + work.write_bytes)
+        instructions += work.vector_ops + per_special * work.special_ops
+        return max(vector.vector_time_s(instructions), vector.special_time_s(work.special_ops))
+
+
+@dataclass(frozen=True, slots=True)
 class ElementWork:
-    """What one element of a well-known pass takes when each tensor is touched once: tensors read (one is written), instructions."""
+    """What one element of a well-known pass takes when each tensor is touched once: tensors read (one is written),
+    vector and special operations.
+    """
 
     reads: float
     vector_ops: float
@@ -62,18 +109,16 @@ class ElementWork:
     kind: Literal["stream", "row", "gather", "transpose"]
 
 
-# Instructions per output element. add, mul, relu, tanh: what the expression needs. gelu, softmax, layernorm: what kernels that are
-# limited by issue imply (instructions = issue slots x clock x time / elements): gelu 48 (LLMCompass, A100), 57 (vidur, A100), 54
-# (vidur, H100); softmax 70 to 90 (LLMCompass, fp16); layernorm 50 to 98 (LLMCompass), 80 (vidur, A100), 66 (vidur, H100).
+# Operations per output element as the formulas have them.
 ELEMENT_WORK: dict[str, ElementWork] = {
-    "add": ElementWork(2, 3, 0, "stream"),
-    "mul": ElementWork(2, 3, 0, "stream"),
-    "relu": ElementWork(1, 3, 0, "stream"),
-    "tanh": ElementWork(1, 12, 1, "stream"),
-    "gelu": ElementWork(1, 52, 1, "stream"),
-    "silu_mul": ElementWork(2, 12, 2, "stream"),
-    "softmax": ElementWork(1, 80, 1, "row"),
-    "layernorm": ElementWork(1, 72, 0, "row"),
-    "rmsnorm": ElementWork(1, 60, 0, "row"),
-    "embedding": ElementWork(1, 3, 0, "gather"),
+    "add": ElementWork(2, 1, 0, "stream"),
+    "mul": ElementWork(2, 1, 0, "stream"),
+    "relu": ElementWork(1, 1, 0, "stream"),
+    "gelu": ElementWork(1, 6, 1, "stream"),
+    "tanh": ElementWork(1, 0, 1, "stream"),
+    "silu_mul": ElementWork(2, 2, 2, "stream"),
+    "softmax": ElementWork(1, 4, 1, "row"),
+    "layernorm": ElementWork(1, 8, 0, "row"),
+    "rmsnorm": ElementWork(1, 5, 0, "row"),
+    "embedding": ElementWork(1, 0, 0, "gather"),
 }

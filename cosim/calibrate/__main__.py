@@ -9,11 +9,11 @@ from cosim.calibrate.kernels import (
     Line,
     calibrate_attention,
     calibrate_gemm,
-    calibrate_links,
     calibrate_passes,
     calibrate_simd,
     chips_for,
 )
+from cosim.calibrate.links import calibrate_links
 from cosim.calibrate.rows import read_collectives, read_kernels
 from hwmodels.accelerator import load
 from hwmodels.units import InputError
@@ -46,7 +46,7 @@ def calibrate(kernels: Path, collectives: Path, name: str) -> tuple[list[Constan
     gemm, gemm_lines, values = calibrate_gemm(rows, chips)
     simd, simd_lines = calibrate_simd(rows, chips, values)
     attention, attention_lines = calibrate_attention(rows, {name: chips[name]}, load("h100-sxm-80gb"))
-    passes, pass_lines, _ = calibrate_passes(rows, chips)
+    passes, pass_lines = calibrate_passes(rows, chips)
     links, link_lines = calibrate_links(read_collectives(collectives), chips[name])
     constants = [*gemm, *simd, *attention, *passes, *links]
     return constants, [*gemm_lines, *simd_lines, *attention_lines, *pass_lines, *link_lines]

@@ -1,4 +1,6 @@
-"""Bounded fits of a few named constants to measured rows, on the half that a hash chose; the other half is only reported."""
+"""Bounded fits of a few named constants to measured rows, on the half that a hash chose; the other half is only
+reported.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Relative errors (prediction / measured - 1) of some rows: number, mean and median absolute, 90th percentile, mean."""
+    """Relative errors (prediction / measured - 1) of some rows: number, mean and median absolute, 90th percentile,
+    mean.
+    """
 
     rows: int
     mean: float
@@ -32,7 +36,8 @@ class Errors:
     def __str__(self) -> str:
         if self.rows == 0:
             return "no rows"
-        return f"n {self.rows:5d}  mean {self.mean:6.1%}  median {self.median:6.1%}  p90 {self.p90:6.1%}  bias {self.bias:+6.1%}"
+        size = f"mean {self.mean:6.1%}  median {self.median:6.1%}  p90 {self.p90:6.1%}"
+        return f"n {self.rows:5d}  {size}  bias {self.bias:+6.1%}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,9 @@ def errors(predict: Predict, rows: Sequence[Row]) -> Errors:
 
 
 def fit(free: Mapping[str, Free], model: Callable[[dict[str, float]], Predict], rows: Sequence[Row]) -> Fit:
-    """Fits `free` so that `model(values)` prices the fitted half of `rows` (relative errors, outliers damped beyond 2 %)."""
+    """Fits `free` so that `model(values)` prices the fitted half of `rows` (relative errors, outliers damped beyond 2
+    %).
+    """
     import numpy as np
     from scipy.optimize import least_squares
 
@@ -76,7 +83,7 @@ def fit(free: Mapping[str, Free], model: Callable[[dict[str, float]], Predict], 
 
     def residual(x: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         predict = model(dict(zip(names, map(float, x), strict=True)))
-        return np.array([predict(row) for row in used]) / measured - 1.0
+        return np.asarray(np.array([predict(row) for row in used]) / measured - 1.0)
 
     bounds = [free[name].low for name in names], [free[name].high for name in names]
     found = least_squares(

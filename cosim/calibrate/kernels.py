@@ -1,7 +1,7 @@
-"""Which constants of a GPU are fitted on which published rows: GEMM, attention by algorithm, passes, links.
+"""Which constants of a GPU are fitted on which published kernels: GEMM, attention by algorithm, passes.
 
-Rows of chips with the same cores (an A100 on PCIe) are priced on their own file with the constants under test. Where sources
-of one constant disagree, it is fitted to each and the mean is taken, every source counting the same.
+Rows of chips with the same cores (an A100 on PCIe) are priced on their own file with the constants under test. Where
+sources of one constant disagree, it is fitted to each and the mean is taken, every source counting the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields, replace
 from cosim.calibrate.fit import Errors, Fit, Free, Predict, errors, fit, price
 from cosim.calibrate.rows import Row
 from hwmodels.accelerator import Accelerator, load
-from hwmodels.cluster import Cluster
 from hwmodels.matrix_units.attention import AttentionConstants
+from hwmodels.memory.hbm import KINDS
 from hwmodels.units import InputError
-from hwmodels.work import Collective, Gemm, Pass
+from hwmodels.work import Gemm, Pass
 
 GEMM_FLOOR_S = 20e-6  # below it, vidur's resolution of 1 us and the launch are what one sees
 # Chips whose rows speak about this chip's cores.
@@ -123,7 +123,7 @@ def calibrate_gemm(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], l
         efficiencies[source] = one.values["efficiency"]
     values["efficiency"] = sum(efficiencies.values()) / len(efficiencies)
     predict = model(values)
-    lines = [_line("gemm 16-bit >= 20 us", source, predict, found) for source, found in by_source.items()]
+    lines = [line_of("gemm 16-bit >= 20 us", source, predict, found) for source, found in by_source.items()]
     basis = f"{main} GEMM fp16 >= 20 us"
     each = ", ".join(f"{source} {value:.3f}" for source, value in sorted(efficiencies.items()))
     held = sum(line.held_out.mean for line in lines) / len(lines)
@@ -140,8 +140,8 @@ def calibrate_gemm(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], l
     paths = {"tile_loss": "", "prologue_k": "", "last_wave": "", "fixed_us": "us"}
     for key, unit in paths.items():
         path = "gemm.fixed_time" if key == "fixed_us" else f"gemm.{key}"
-        constants.append(_constant(path, values[key], unit, basis, shape, key))
-    constants.append(_constant("memory.gemm", values["memory"], "", basis, shape, "memory"))
+        constants.append(constant_of(path, values[key], unit, basis, shape, key))
+    constants.append(constant_of("memory.gemm", values["memory"], "", basis, shape, "memory"))
     for key in ("dgrad", "wgrad"):
         if key in values:
             n = len(by_source["simumax"])
@@ -175,13 +175,17 @@ def calibrate_simd(rows: Sequence[Row], chips: Chips, gemm: Mapping[str, float])
         return predictor(chips, lambda chip: with_gemm(chip, {**gemm, **values}))
 
     one = fit({"simd_efficiency": Free(0.85, 0.3, 1.0)}, model, found)
-    lines = [_line("gemm fp32 >= 20 us", "neusight", model(one.values), found)]
+    lines = [line_of("gemm fp32 >= 20 us", "neusight", model(one.values), found)]
     basis = "neusight GEMM fp32, A100 PCIe 40 GB"
-    return [_constant("gemm.simd_efficiency", one.values["simd_efficiency"], "", basis, one, "simd_efficiency")], lines
+    return [
+        constant_of("gemm.simd_efficiency", one.values["simd_efficiency"], "", basis, one, "simd_efficiency")
+    ], lines
 
 
 def calibrate_attention(rows: Sequence[Row], chips: Chips, hopper: Accelerator) -> tuple[list[Constant], list[Line]]:
-    """The constants of every algorithm with rows; `hopper` gives backward over forward where only their sum was measured."""
+    """The constants of every algorithm with rows; `hopper` gives backward over forward where only their sum was
+    measured.
+    """
     constants: list[Constant] = []
     lines: list[Line] = []
     for algorithm in ("flash-1", "flash-2", "flash-3", "flash-triton", "cudnn"):
@@ -227,12 +231,12 @@ def _algorithm(
     for key in fields(AttentionConstants):
         path, value = f"attention.{algorithm}.{key.name}", getattr(final, key.name)
         if key.name in free or (key.name == "backward" and "ratio" in free):
-            found.append(_constant(path, value, "", basis, one, key.name))
+            found.append(constant_of(path, value, "", basis, one, key.name))
         elif key.name.startswith("backward"):
             text = "backward over forward as flash-2 on H100, the only one measured apart"
             found.append(Constant(path, value, "", text, 0, 0.0, kind="derived"))
     return found, [
-        _line(f"{op} {algorithm}", "flash_attention", predict, [r for r in rows if r.op == op]) for op in sorted(ops)
+        line_of(f"{op} {algorithm}", "flash_attention", predict, [r for r in rows if r.op == op]) for op in sorted(ops)
     ]
 
 
@@ -245,134 +249,105 @@ def pass_rows(rows: Sequence[Row], chips: Chips, op: str) -> dict[str, list[Row]
     return {source: _above_floor(rows, source) for source, rows in found.items()}
 
 
-PASS_OPS = {
-    "stream": ("elementwise_add",),
-    "row": ("softmax", "layernorm"),
-}
 REPORTED = (
     *("elementwise_add", "elementwise_gelu", "elementwise_tanh", "elementwise_relu", "elementwise_silu_mul"),
     *("softmax", "layernorm", "rmsnorm", "embedding"),
 )
 
 
-def calibrate_passes(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], list[Line], dict[str, float]]:
-    """The sustained HBM fraction of each access kind: fitted to each source, then the mean."""
+def calibrate_passes(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], list[Line]]:
+    """The sustained HBM fraction of streams from add, instructions of a special function from gelu and of a row
+    kernel from softmax and layernorm: each fitted to each source (and op) whose rows determine it, then the mean.
+    """
+    stages = (
+        ("memory.stream", "stream", Free(0.8, 0.3, 0.95), 0.2, ("elementwise_add",)),
+        (
+            "pass.instructions_per_special",
+            "instructions_per_special",
+            Free(25.0, 1.0, 60.0),
+            10.0,
+            ("elementwise_gelu",),
+        ),
+        (
+            "pass.row_instructions_per_byte",
+            "row_instructions_per_byte",
+            Free(16.0, 1.0, 40.0),
+            10.0,
+            ("softmax", "layernorm"),
+        ),
+    )
     constants: list[Constant] = []
     values: dict[str, float] = {}
-    for kind, ops in PASS_OPS.items():
+    for path, key, free, spread, ops in stages:
+        fits: dict[str, Fit] = {}
         by_source: dict[str, list[Row]] = {}
         for op in ops:
             for source, found in pass_rows(rows, chips, op).items():
-                by_source.setdefault(source, []).extend(row for row in found if _larger_than_cache(row, chips))
-        each: dict[str, Fit] = {}
+                label = source if len(ops) == 1 else f"{source} {op}"
+                by_source[label] = [row for row in found if key != "stream" or _larger_than_cache(row, chips)]
         for source, found in by_source.items():
-            if len([row for row in found if row.fitted]) >= 4:
+            if sum(row.fitted for row in found) >= (4 if key == "stream" else 1):
 
-                def model(values: dict[str, float]) -> Predict:
-                    return predictor(chips, lambda chip: with_memory(chip, values))
+                def model(free_values: dict[str, float], held: Mapping[str, float] = values) -> Predict:
+                    return predictor(chips, lambda chip: with_passes(chip, {**held, **free_values}))
 
-                each[source] = fit({kind: Free(0.8, 0.3, 0.95)}, model, found)
-        determined = {source: one for source, one in each.items() if one.uncertainty[kind] < 0.2}
-        if determined:
-            values[kind] = sum(one.values[kind] for one in determined.values()) / len(determined)
-            text = ", ".join(f"{source} {one.values[kind]:.3f}" for source, one in sorted(determined.items()))
-            held = sum(one.held_out.mean for one in determined.values()) / len(determined)
-            n = sum(one.fitted.rows for one in determined.values())
-            constants.append(
-                Constant(
-                    f"memory.{kind}", values[kind], "", _equal(text, len(determined)) + f" ({', '.join(ops)})", n, held
-                )
+                one = fit({key: free}, model, found)
+                if one.uncertainty[key] < spread:
+                    fits[source] = one
+        if fits:
+            values = {**values, key: sum(one.values[key] for one in fits.values()) / len(fits)}
+            if key == "stream":
+                values["row"] = values["stream"]
+            constants += _equal_weight(path, key, values[key], fits, ops)
+    predict = predictor(chips, lambda chip: with_passes(chip, values))
+    lines = [
+        line_of(f"{op} >= 20 us", source, predict, found)
+        for op in REPORTED
+        for source, found in pass_rows(rows, chips, op).items()
+    ]
+    return constants, lines
+
+
+def _equal_weight(path: str, key: str, value: float, fits: Mapping[str, Fit], ops: tuple[str, ...]) -> list[Constant]:
+    each = ", ".join(f"{source} {one.values[key]:.3g}" for source, one in sorted(fits.items()))
+    basis = (f"equal weight of {each}" if len(fits) > 1 else each) + f" ({', '.join(ops)})"
+    held = sum(one.held_out.mean for one in fits.values()) / len(fits)
+    found = [Constant(path, value, "", basis, sum(one.fitted.rows for one in fits.values()), held)]
+    if key == "stream":
+        found.append(
+            Constant(
+                "memory.row",
+                value,
+                "",
+                "as stream; row kernels are slower by their instructions",
+                0,
+                0.0,
+                kind="derived",
             )
-    predict = predictor(chips, lambda chip: with_memory(chip, values))
-    lines = []
-    for op in REPORTED:
-        for source, found in pass_rows(rows, chips, op).items():
-            lines.append(_line(f"{op} >= 20 us", source, predict, found))
-    return constants, lines, values
+        )
+    return found
 
 
-def _equal(text: str, sources: int) -> str:
-    return f"equal weight of {text}" if sources > 1 else text
+def with_passes(chip: Accelerator, values: Mapping[str, float]) -> Accelerator:
+    """The chip with other sustained fractions of its HBM and other instruction counts of passes."""
+    chip = with_memory(chip, {key: value for key, value in values.items() if key in KINDS})
+    return replace(chip, passes=replace(chip.passes, **{key: v for key, v in values.items() if key not in KINDS}))
 
 
 def _larger_than_cache(row: Row, chips: Chips) -> bool:
     work = row.works[0]
     cache = chips[row.accelerator].memory.sram.capacity_bytes
-    return isinstance(work, Pass) and work.read_bytes + work.write_bytes > 2.0 * cache
+    return isinstance(work, Pass) and work.read_bytes + work.write_bytes > 1.5 * cache
 
 
-def calibrate_links(rows: Sequence[Row], chip: Accelerator) -> tuple[list[Constant], list[Line]]:
-    """Launch and local copying of collectives on the fast fabric, from all-reduces of at least 1 MiB inside a node; launch and
-    efficiency of messages between two devices. The fabric's own efficiency is the packets' (see the file), not fitted.
-    """
-    inside = [r for r in rows if r.accelerator == chip.name and _inside(r)]
-    reduces = [r for r in inside if r.op == "all_reduce" and _bytes(r) >= 2**20]
-    messages = [r for r in inside if r.op == "send_recv" and _bytes(r) >= 2**20]
-    constants: list[Constant] = []
-    lines: list[Line] = []
-    sources = sorted({row.source for row in reduces})
-    # nccl-tests runs kernels back to back; torch.distributed is kept as a second opinion where there are both.
-    main = (
-        [row for row in reduces if row.source == ("vtrain_nccl" if "vtrain_nccl" in sources else sources[0])]
-        if sources
-        else []
-    )
-    free = {"launch": Free(30.0, 0.0, 100.0)}
-    reduce = {**free, "copy": Free(0.7, 0.1, 5.0)}
-    message = {**free, "efficiency": Free(0.9, 0.3, 0.95)}
-    units = {"launch": 1e-6, "copy": 1e12, "efficiency": 1.0}
-    cluster = Cluster.build(chip, 8, 8)
-
-    def model(names: Mapping[str, str]) -> Callable[[dict[str, float]], Predict]:
-        def build(values: dict[str, float]) -> Predict:
-            fabric = cluster.tiers["fabric"]
-            changes = {names[key]: value * units[key] for key, value in values.items()}
-            other = replace(cluster, tiers={**cluster.tiers, "fabric": replace(fabric, **changes)})  # type: ignore[arg-type]
-            return lambda row: _collective_time(other, row)
-
-        return build
-
-    for kind, found, names, constant in (
-        ("", main, {"copy": "copy_bytes_per_s", "launch": "launch_s"}, reduce),
-        ("p2p_", messages, {"efficiency": "p2p_efficiency", "launch": "p2p_launch_s"}, message),
-    ):
-        if not found:
-            continue
-        one = fit(constant, model(names), found)
-        basis = f"{found[0].source} {found[0].op} >= 1 MiB, {found[0].label}"
-        for key, unit in (("efficiency", ""), ("copy", "TB/s"), ("launch", "us")):
-            if key in constant:
-                path = f"links.fabric.{kind}{key}"
-                constants.append(_constant(path, one.values[key], unit, basis, one, key))
-        predict = model(names)(one.values)
-        every = reduces if found is main else messages
-        for label in sorted({row.label for row in every}):
-            lines.append(_line(f"{found[0].op} >= 1 MiB", label, predict, [row for row in every if row.label == label]))
-    return constants, lines
-
-
-def _collective_time(cluster: Cluster, row: Row) -> float:
-    work = row.works[0]
-    assert isinstance(work, Collective)
-    return cluster.collective_cost(work).time_s
-
-
-def _inside(row: Row) -> bool:
-    work = row.works[0]
-    return isinstance(work, Collective) and work.devices == work.per_node <= 8
-
-
-def _bytes(row: Row) -> float:
-    work = row.works[0]
-    return work.bytes if isinstance(work, Collective) else 0.0
-
-
-def _line(op: str, source: str, predict: Predict, rows: Sequence[Row]) -> Line:
+def line_of(op: str, source: str, predict: Predict, rows: Sequence[Row]) -> Line:
+    """The errors of `rows` on both halves."""
     halves = [row for row in rows if row.fitted], [row for row in rows if not row.fitted]
     return Line(op, source, errors(predict, halves[0]), errors(predict, halves[1]))
 
 
-def _constant(path: str, value: float, unit: str, basis: str, one: Fit, key: str, note: str = "") -> Constant:
+def constant_of(path: str, value: float, unit: str, basis: str, one: Fit, key: str, note: str = "") -> Constant:
+    """One fitted value, with what its fit said about it."""
     if key in one.at_bound:
         note = note or "ended on its bound"
     elif one.uncertainty.get(key, 0.0) > abs(value):

@@ -11,7 +11,8 @@ from hwmodels.units import InputError
 from hwmodels.vector_unit import ELEMENT_WORK
 from hwmodels.work import Attention, Collective, Gemm, Pass, Phase
 
-# Implementations as the flash_attention charts name them; those left out (standard, pytorch, xformers) are other graphs.
+# Implementations as the flash_attention charts name them; those left out (standard, pytorch, xformers) are other
+# graphs.
 _ALGORITHMS = {
     "flash1": "flash-1",
     "flash2": "flash-2",
@@ -24,7 +25,9 @@ _ALGORITHMS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured kernel or collective: `works` ran one after the other in `time_s`. `fitted` says which half it is in."""
+    """One measured kernel or collective: `works` ran one after the other in `time_s`. `fitted` says which half it is
+    in.
+    """
 
     id: str
     source: str
@@ -37,7 +40,9 @@ class Row:
 
 
 def in_fitted_half(id: str) -> bool:
-    """Whether a row is fitted on (the other half is only reported): a bit of a hash of its id, so that no one chooses."""
+    """Whether a row is fitted on (the other half is only reported): a bit of a hash of its id, so that no one
+    chooses.
+    """
     return hashlib.sha256(id.encode()).digest()[0] % 2 == 0
 
 

@@ -1,7 +1,8 @@
 """Collectives by algorithm over one or two tiers of links: bytes per device and tier, steps, time alone.
 
-Volumes are the closed forms of ring and tree algorithms (Thakur, Rabenseifner, Gropp 2005; NCCL's double binary trees): all_reduce moves
-2 (n-1)/n of the buffer per device, all_gather, reduce_scatter and all_to_all (n-1)/n, broadcast and send_recv the message.
+Volumes are the closed forms of ring and tree algorithms (Thakur, Rabenseifner, Gropp 2005; NCCL's double binary
+trees): all_reduce moves 2 (n-1)/n of the buffer per device, all_gather, reduce_scatter and all_to_all (n-1)/n,
+broadcast and send_recv the message.
 """
 
 import math
@@ -15,11 +16,12 @@ _REDUCING = ("all_reduce", "reduce_scatter")
 
 @dataclass(frozen=True, slots=True)
 class CollectiveCost:
-    """What a collective costs when it runs alone: time_s = latency_s + the longest of link_bytes[tier] / bandwidth[tier].
+    """What a collective costs when it runs alone: time_s = latency_s + the longest of link_bytes[tier] /
+    bandwidth[tier].
 
-    link_bytes: bytes that one device sends on each tier ("fabric", "network"). bandwidth: bytes per second and device that it could
-    take alone there. core_share, memory_share: fractions of the cores and of the sustained memory bandwidth that its kernel holds
-    while it runs. energy_j: dynamic energy of one device. algorithm: the one chosen.
+    link_bytes: bytes that one device sends on each tier ("fabric", "network"). bandwidth: bytes per second and device
+    that it could take alone there. core_share, memory_share: fractions of the cores and of the sustained memory
+    bandwidth that its kernel holds while it runs. energy_j: dynamic energy of one device. algorithm: the one chosen.
     """
 
     time_s: float
@@ -76,7 +78,9 @@ def plans(work: Collective, fabric: Link, network: Link) -> list[Plan]:
 
 
 def memory_bytes(work: Collective, link_bytes: dict[str, float]) -> float:
-    """Bytes that the kernel moves in one device's memory: each byte sent is read and one received is written, and a sum reads one more."""
+    """Bytes that the kernel moves in one device's memory: each byte sent is read and one received is written, and a
+    sum reads one more.
+    """
     return (3.0 if work.kind in _REDUCING else 2.0) * max(link_bytes.values(), default=0.0)
 
 
@@ -107,7 +111,9 @@ def _all_to_all(work: Collective, nodes: int, local: float, fabric: Link, networ
 
 
 def _ring(work: Collective, nodes: int, local: float, fabric: Link, network: Link) -> Plan:
-    """One ring through all members; on several nodes one ring per member of a node, each crossing by its own network port."""
+    """One ring through all members; on several nodes one ring per member of a node, each crossing by its own network
+    port.
+    """
     moved = work.bytes * volume(work.kind, work.devices)
     laps = 2 if work.kind == "all_reduce" else 1
     sent, rates = {}, {}

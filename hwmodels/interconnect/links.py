@@ -9,11 +9,12 @@ TOPOLOGIES = ("switch", "all-to-all", "ring", "pairs", "torus-2d", "torus-3d", "
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One tier of a device's links. `bandwidth_bytes_per_s` per device and direction (datasheet); `efficiency` the fraction that
-    collectives sustain; `latency_s` of one hop inside a running collective; `launch_s` the fixed time of a collective's kernel;
-    `copy_bytes_per_s` the rate at which a device moves a collective's buffer through its own memory, not hidden under the link;
-    `domain` how many devices the tier connects (0: any number); `collective_cores` how many cores a collective's kernel holds;
-    `p2p_efficiency` and `p2p_launch_s` are those of a single message.
+    """One tier of a device's links. `bandwidth_bytes_per_s` per device and direction (datasheet); `efficiency` the
+    fraction that collectives sustain; `latency_s` of one hop inside a running collective; `launch_s` the fixed time
+    of a collective's kernel; `copy_bytes_per_s` the rate at which a device moves a collective's buffer through its
+    own memory, not hidden under the link; `domain` how many devices the tier connects (0: any number);
+    `collective_cores` how many cores a collective's kernel holds; `p2p_efficiency` and `p2p_launch_s` are those of a
+    single message.
     """
 
     bandwidth_bytes_per_s: float

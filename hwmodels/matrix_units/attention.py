@@ -1,8 +1,8 @@
 """Fused attention on a GPU, as the algorithm it is: blocks of queries against blocks of keys, masked blocks skipped.
 
-A block pair costs its multiplies and its softmax (one exponential and a few vector operations per score); an algorithm hides part of
-the shorter under the longer. Forward has two products per pair, backward five and recomputes the softmax (FlashAttention, arXiv
-2205.14135; FlashAttention-2, 2307.08691; FlashAttention-3, 2407.08608).
+A block pair costs its multiplies and its softmax (one exponential and a few vector operations per score); an
+algorithm hides part of the shorter under the longer. Forward has two products per pair, backward five and recomputes
+the softmax (FlashAttention, arXiv 2205.14135; FlashAttention-2, 2307.08691; FlashAttention-3, 2407.08608).
 """
 
 import math
@@ -16,8 +16,9 @@ from hwmodels.vector_unit import VectorUnit
 from hwmodels.work import Attention, Cost
 
 ALGORITHMS = ("flash-1", "flash-2", "flash-3", "flash-triton", "cudnn")
-# Query rows by key columns of one block, for head_dim <= 64, <= 128, larger: the kernels' own tables (flash_fwd_launch_template.h,
-# hopper/tile_size.h of github.com/Dao-AILab/flash-attention; triton's fused attention tutorial); cuDNN taken as FlashAttention-3.
+# Query rows by key columns of one block, for head_dim <= 64, <= 128, larger: the kernels' own tables
+# (flash_fwd_launch_template.h, hopper/tile_size.h of github.com/Dao-AILab/flash-attention; triton's fused attention
+# tutorial); cuDNN taken as FlashAttention-3.
 _BLOCKS: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "flash-1": ((128, 128), (128, 128), (64, 64)),
     "flash-2": ((128, 128), (128, 64), (64, 64)),
@@ -38,10 +39,10 @@ _HEAD_DIM_STEP = 32  # head dimensions are padded to a multiple of 32
 class AttentionConstants:
     """One algorithm on one chip, what no datasheet says.
 
-    forward, backward: multiply rate in the main loop, fraction of peak, for head_dim <= 64; head_128, head_256: the rate
-    for larger heads over that (registers and shared memory run short). overlap: share of the shorter of (multiply,
-    softmax) that hides under the longer. row_overhead: prologue and epilogue of one outer block, as a number of keys
-    (backward: queries). causal: rate of a masked problem's remaining blocks over an unmasked one's.
+    forward, backward: multiply rate in the main loop, fraction of peak, for head_dim <= 64; head_128, head_256: the
+    rate for larger heads over that (registers and shared memory run short). overlap: share of the shorter of
+    (multiply, softmax) that hides under the longer. row_overhead: prologue and epilogue of one outer block, as a
+    number of keys (backward: queries). causal: rate of a masked problem's remaining blocks over an unmasked one's.
     """
 
     forward: float
@@ -90,7 +91,8 @@ def attention_cost(
 ) -> Cost:
     """The cost of `work` on `cores` tensor cores of `macs_per_cycle` each (in the work's format).
 
-    `flops` counts unmasked scores only: 4 (forward) or 10 (backward) x batch x heads x scores x head_dim, halved if causal.
+    `flops` counts unmasked scores only: 4 (forward) or 10 (backward) x batch x heads x scores x head_dim, halved if
+    causal.
     """
     if macs_per_cycle == 0:
         raise InputError(
@@ -146,9 +148,11 @@ def _block(algorithm: str, head_dim: int, forward: bool) -> tuple[int, int]:
 
 
 def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, int, int]:
-    """Outer blocks of one head, the block pairs of the longest of them, and all its block pairs; masked pairs are left out.
+    """Outer blocks of one head, the block pairs of the longest of them, and all its block pairs; masked pairs are
+    left out.
 
-    Forward walks keys for each block of queries. Backward walks queries for each block of keys: the same pairs, counted the other way.
+    Forward walks keys for each block of queries. Backward walks queries for each block of keys: the same pairs,
+    counted the other way.
     """
     query_blocks, key_blocks = -(-work.seq_q // rows), -(-work.seq_k // keys)
     outer, inner = (query_blocks, key_blocks) if forward else (key_blocks, query_blocks)
@@ -162,7 +166,9 @@ def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, i
 
 
 def _hbm_bytes(work: Attention, forward: bool) -> float:
-    """Q, K, V and O once (keys and values stay in L2 while a head's queries pass); backward reads them with dO and writes dQ dK dV."""
+    """Q, K, V and O once (keys and values stay in L2 while a head's queries pass); backward reads them with dO and
+    writes dQ dK dV.
+    """
     element = bytes_of(work.format)
     query = work.batch * work.heads * work.seq_q * work.head_dim
     key = work.batch * work.kv_heads * work.seq_k * work.head_dim

@@ -1,6 +1,7 @@
 """A GPU's tensor cores: a GEMM is cut into tiles, tiles fill the cores in waves, operands come through the L2 cache.
 
-Time is the longest of three pipelines (multiply, L2 to cores, HBM to L2) for the best tile and split of k, plus the kernel's fixed time.
+Time is the longest of three pipelines (multiply, L2 to cores, HBM to L2) for the best tile and split of k, plus the
+kernel's fixed time.
 """
 
 import math
@@ -24,11 +25,12 @@ _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 class GemmConstants:
     """What a datasheet does not say about the GEMM library on one chip; defaults are the family's.
 
-    efficiency: multiply rate of the main loop with the largest tile, fraction of peak. tile_loss: rate lost per halving of the tile.
-    prologue_k: filling the pipeline and writing the tile, as elements of k. last_wave: share of the last wave that is billed by
-    its fill, the rest as if it were full. fixed_time_s: the kernel's fixed time on the device. dgrad, wgrad: rate of the layouts
-    NN and NT over TN's. unaligned: rate of 16-bit operands with a dimension that is no multiple of 8. simd_efficiency: of the fp32 lanes.
-    formats: share of `efficiency` that another format than 16 bits reaches.
+    efficiency: multiply rate of the main loop with the largest tile, fraction of peak. tile_loss: rate lost per
+    halving of the tile. prologue_k: filling the pipeline and writing the tile, as elements of k. last_wave: share of
+    the last wave that is billed by its fill, the rest as if it were full. fixed_time_s: the kernel's fixed time on
+    the device. dgrad, wgrad: rate of the layouts NN and NT over TN's. unaligned: rate of 16-bit operands with a
+    dimension that is no multiple of 8. simd_efficiency: of the fp32 lanes. formats: share of `efficiency` that
+    another format than 16 bits reaches.
     """
 
     efficiency: float = 0.78
@@ -64,9 +66,11 @@ class GemmConstants:
 
 @dataclass(frozen=True, slots=True)
 class TensorCore:
-    """Tensor cores of a GPU. Question: how long does this GEMM take, and how much does it move through each memory level?
+    """Tensor cores of a GPU. Question: how long does this GEMM take, and how much does it move through each memory
+    level?
 
-    `formats`: dense multiply-accumulates per core (streaming multiprocessor) and cycle; `shared_memory_bytes` per core.
+    `formats`: dense multiply-accumulates per core (streaming multiprocessor) and cycle; `shared_memory_bytes` per
+    core.
     """
 
     cores: int
@@ -95,7 +99,9 @@ class TensorCore:
         return self.formats.get(format) or self.formats.get(COMPUTES_AS.get(format, ""), 0.0)
 
     def gemm(self, work: Gemm, l2: Sram, hbm: Hbm, simd_flops: float) -> Cost:
-        """The cost of `work`; `simd_flops` is the lanes' rate in its format, used where the matrix unit lacks the format (fp32)."""
+        """The cost of `work`; `simd_flops` is the lanes' rate in its format, used where the matrix unit lacks the
+        format (fp32).
+        """
         c = self.constants
         element, out = bytes_of(work.format), bytes_of(work.output_format)
         macs = self.macs_per_cycle(work.format)
@@ -194,7 +200,9 @@ def _unaligned(work: Gemm, element: float) -> bool:
 def _hbm_bytes(
     work: Gemm, tile: tuple[int, int], rows: int, columns: int, cores: int, element: float, out: float, l2_bytes: float
 ) -> float:
-    """Bytes from and to HBM: tiles are walked in groups of rows, so A is read once and B once per group, unless L2 keeps it."""
+    """Bytes from and to HBM: tiles are walked in groups of rows, so A is read once and B once per group, unless L2
+    keeps it.
+    """
     a, b = element * work.m * work.k, element * work.n * work.k
     keep = l2_bytes / 2
     a_reads = b_reads = 1

@@ -6,14 +6,15 @@ from hwmodels.parameters import Section
 
 KINDS = ("stream", "row", "gather", "transpose", "gemm")
 # Fractions of pin bandwidth where nothing was measured: the middle of what the calibrated chips in the library sustain.
-DEFAULT_SUSTAINED = {"stream": 0.88, "row": 0.70, "gather": 0.60, "transpose": 0.60, "gemm": 0.85}
+DEFAULT_SUSTAINED = {"stream": 0.88, "row": 0.88, "gather": 0.60, "transpose": 0.60, "gemm": 0.85}
 
 
 @dataclass(frozen=True, slots=True)
 class Hbm:
     """DRAM beside the chip. Question: how long do these bytes take, walked in this way?
 
-    `bandwidth_bytes_per_s` is the datasheet's; `sustained` the fraction of it that a large kernel reaches, by access kind.
+    `bandwidth_bytes_per_s` is the datasheet's; `sustained` the fraction of it that a large kernel reaches, by access
+    kind.
     """
 
     technology: str

@@ -9,8 +9,8 @@ from hwmodels.parameters import Section
 class Sram:
     """Shared on-chip memory. Questions: does this fit, and how long do its bytes take to reach the cores?
 
-    `bandwidth_bytes_per_s` is the total; `core_bytes_per_cycle` what one core's port takes; `multicast` how many cores one read can
-    serve (Hopper's thread-block clusters).
+    `bandwidth_bytes_per_s` is the total; `core_bytes_per_cycle` what one core's port takes; `multicast` how many
+    cores one read can serve (Hopper's thread-block clusters).
     """
 
     capacity_bytes: float
