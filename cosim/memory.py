@@ -11,12 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosim.engine.allocation import lifetime_profile, round_allocation
 from cosim.engine.program import PICOSECONDS_PER_S, MemoryProfile, Program, Timeline
 from cosim.graph import Category
 from cosim.result import MemoryCurve
-
-__all__ = ["check_periodic", "lifetime_profile", "memory_over_time", "round_allocation"]
 
 CATEGORIES = ("weights", "gradients", "optimizer", "activations", "temporary", "framework")
 """As `Result.memory_bytes` names them. A batch of inputs lives through the step and is counted with the activations."""

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosim.engine.kernels import merge_kernels, merge_tasks
+from cosim.engine.kernels import merge_tasks
 from cosim.engine.program import Demands, Program
 from cosim.graph import Csr
-
-__all__ = ["Coalesced", "coalesce", "merge_kernels"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosim.engine import play
-from cosim.engine.coalesce import coalesce, merge_kernels
+from cosim.engine.coalesce import coalesce
+from cosim.engine.kernels import merge_kernels
 from cosim.engine.task import Task, program_of
 
 kernels = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12)
