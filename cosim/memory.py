@@ -135,4 +135,4 @@ def _for_drawing(time_ps: NDArray[np.int64], total: NDArray[np.float64]) -> NDAr
 
 
 def _name(program: Program, task: int) -> str:
-    return program.labels[program.label[task]].name
+    return program.labels[int(program.label[task])].name
