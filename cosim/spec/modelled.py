@@ -37,7 +37,7 @@ MODELLED: Mapping[str, tuple[object, ...]] = {
     "training.framework": ("pytorch", "composer", "torchtitan"),
     "training.precision": ("fp32", "tf32", "fp16", "bf16"),
     "training.optimizer": ("adamw", "adam", "sgd"),
-    "training.recompute": ("none", "selective", "full", "{every: n}"),
+    "training.recompute": ("none", "selective", "selective_op", "full", "{every: n}"),
     "training.techniques": ((),),
 }
 

@@ -7,14 +7,15 @@ needed run again (PyTorch's non-reentrant checkpoint stops early in the same way
 alive until then.
 
 Policies: `full` makes every repeated block a region (Chen et al. 2016, arXiv 1604.06174); `every_n(n)` every n-th
-block; `selective` the attention core from QK^T to the product with V (Korthikanti et al. 2022, arXiv 2205.05198), which
+block; `selective_op` every block, keeping what attention and every other matrix product
+made; `selective` the attention core from QK^T to the product with V (Korthikanti et al. 2022, arXiv 2205.05198), which
 a fused attention kernel does by itself: nothing is left to do then.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,10 +31,11 @@ def recompute(graph: OpGraph, policy: str | int) -> OpGraph:
     if policy == "none":
         return graph
     if policy == "selective":
-        regions = attention_cores(graph)
-    else:
-        regions = block_regions(graph, every=1 if policy == "full" else int(policy))
-    return rematerialize(graph, regions)
+        return rematerialize(graph, attention_cores(graph))
+    if policy == "selective_op":
+        regions = block_regions(graph)
+        return rematerialize(graph, regions, [saved_ops(graph, region) for region in regions])
+    return rematerialize(graph, block_regions(graph, every=1 if policy == "full" else int(policy)))
 
 
 def block_regions(graph: OpGraph, every: int = 1) -> list[Region]:
@@ -45,6 +47,17 @@ def block_regions(graph: OpGraph, every: int = 1) -> list[Region]:
                 inside = (graph.op_layer == layer) & (graph.op_phase == Phase.FORWARD)
                 regions.append(np.flatnonzero(inside).tolist())
     return regions
+
+
+def saved_ops(graph: OpGraph, region: Region) -> frozenset[int]:
+    """The ops of a block whose results selective_op keeps: attention, and every other matrix product from the first.
+
+    torchtitan's policy: torchtitan/parallelisms/parallelize_llama.py, _custom_policy (`mm_count % 2 == 0` recomputes).
+    """
+    classes = [graph.kinds[graph.op_kind[op]].op_class for op in region]
+    products = [op for op, op_class in zip(region, classes, strict=True) if op_class == "matmul"]
+    attention = [op for op, op_class in zip(region, classes, strict=True) if op_class == "attention"]
+    return frozenset(products[::2] + attention)
 
 
 def attention_cores(graph: OpGraph) -> list[Region]:
@@ -85,27 +98,31 @@ class _Rerun:
     tensors: dict[int, int] = field(default_factory=dict)
 
 
-def rematerialize(graph: OpGraph, regions: Iterable[Region]) -> OpGraph:
-    """The graph in which each region runs again before backward first needs what it saved; regions must not overlap."""
+def rematerialize(graph: OpGraph, regions: Sequence[Region], saved: Sequence[frozenset[int]] | None = None) -> OpGraph:
+    """The graph in which each region runs again before backward first needs what it saved; regions must not overlap.
+
+    `saved`, one set per region: ops whose results are kept, so that they do not run again.
+    """
     access = _StorageAccess(graph)
     storage_free = graph.storage_free.copy()
     reruns: list[_Rerun] = []
     extended: dict[int, int] = {}  # storage -> rerun that it must outlive
-    for region in regions:
-        dropped = access.dropped_by(region)
+    for number, region in enumerate(regions):
+        keep = saved[number] if saved else frozenset()
+        dropped = access.dropped_by(region, keep)
         if not dropped:
             continue
         before = min(access.first_backward_read[storage] for storage in dropped)
         makers = [op for op in region if any(s in dropped for s in access.written(op))]
-        ops = [op for op in region if op <= makers[-1]]
+        ops = [op for op in region if op <= makers[-1] and op not in keep]
         rerun = _Rerun(before, ops)
         for storage in dropped:
             storage_free[storage] = access.last_forward_read.get(storage, graph.storage_alloc[storage])
         reruns.append(rerun)
-        inside = set(region)
+        again = set(ops)
         for op in ops:
             for storage in access.read(op):
-                if graph.storage_alloc[storage] not in inside and graph.storage_alloc[storage] >= 0:
+                if graph.storage_alloc[storage] not in again and graph.storage_alloc[storage] >= 0:
                     users = [len(reruns) - 1, *([extended[storage]] if storage in extended else [])]
                     extended[storage] = max(users, key=lambda i: reruns[i].before)
     return _assemble(graph, reruns, extended, storage_free)
@@ -140,10 +157,10 @@ class _StorageAccess:
         storages: list[int] = self._storage[self._graph.op_outputs.row(op)].tolist()
         return storages
 
-    def dropped_by(self, region: Region) -> set[int]:
-        """Storages that the region makes, that backward reads, and that no forward op outside the region reads."""
+    def dropped_by(self, region: Region, keep: frozenset[int]) -> set[int]:
+        """Storages that the region's ops, except `keep`, make, that backward reads, and no forward op outside it."""
         graph, last = self._graph, region[-1]
-        made = (storage for op in region for storage in self._made_by.get(op, []))
+        made = (storage for op in region if op not in keep for storage in self._made_by.get(op, []))
         return {
             storage
             for storage in made
