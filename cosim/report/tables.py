@@ -33,9 +33,8 @@ def misfit(result: Result) -> str:
     """That the run does not fit, by how much, and what would make it fit; nothing if it does."""
     if result.feasible:
         return ""
-    verdict = words.verdict(result)
-    reason = escaped(result.infeasible_reason or "")
-    return f'<div class="banner bad"><b>{escaped(verdict[0].upper() + verdict[1:])}.</b> {reason}</div>'
+    what, colon, why = words.verdict(result).partition(": ")
+    return f'<div class="banner bad"><b>{escaped(what.capitalize())}{colon}</b>{escaped(why)}</div>'
 
 
 def warnings(result: Result) -> str:

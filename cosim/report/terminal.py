@@ -92,8 +92,6 @@ class _Printer:
         table.add_row(
             "", Text.assemble("[", self._gauge(used, 30, style), f"] {words.percent(used)} of the device's memory")
         )
-        if result.infeasible_reason and not result.feasible:
-            table.add_row("", self.text(result.infeasible_reason))
         table.add_row("Limited by", self.text(result.limited_by, "bold"))
         self.print(table)
 

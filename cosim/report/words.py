@@ -173,10 +173,12 @@ def _division(spec: Mapping[str, Any]) -> str:
 
 
 def verdict(result: Result) -> str:
-    """Whether it fits, in one line."""
+    """Whether it fits; if not, why and what would make it fit."""
     peak, capacity = result.peak_memory_bytes, result.memory_capacity_bytes
     if result.feasible:
         return f"fits: {memory(peak)} of {memory(capacity)} at the peak"
+    if result.infeasible_reason:
+        return f"does not fit: {plain_line(result.infeasible_reason)}"
     if peak > capacity:
         return f"does not fit: {memory(peak)} of {memory(capacity)} at the peak, {memory(peak - capacity)} too much"
     return "not feasible"

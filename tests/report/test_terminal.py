@@ -47,10 +47,12 @@ def test_it_says_how_fast_whether_it_fits_and_what_limits_it(result: Result) -> 
 
 def test_a_run_that_does_not_fit_says_by_how_much_and_what_would_help(changed: Callable[..., Result]) -> None:
     gib = 2.0**30
-    reason = "recompute: full would need 41.2 GiB"
-    text = _printed(changed(feasible=False, peak_memory_bytes=98.3 * gib, infeasible_reason=reason), 80)
-    assert "does not fit: 98.3 GiB of 79.6 GiB at the peak, 18.7 GiB too much" in text
-    assert reason in text
+    reason = "needs 98.3 GiB of 79.6 GiB, 18.7 GiB too much; try recompute: full"
+    text = _printed(changed(feasible=False, peak_memory_bytes=98.3 * gib, infeasible_reason=reason), 120)
+    assert f"does not fit: {reason}" in text
+    assert "123.5 % of the device's memory" in text
+    unexplained = _printed(changed(feasible=False, peak_memory_bytes=98.3 * gib), 80)
+    assert "does not fit: 98.3 GiB of 79.6 GiB at the peak, 18.7 GiB too much" in unexplained
 
 
 def test_a_pipe_gets_no_colours_and_an_ascii_one_only_ascii(result: Result) -> None:

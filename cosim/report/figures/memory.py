@@ -63,10 +63,15 @@ def memory_figure(result: Result, curve: MemoryCurve) -> go.Figure:
         showarrow=False,
     )
     capacity = result.memory_capacity_bytes / _GIB
+    under = "rgba(255,255,255,0.85)" if peak > capacity else "rgba(0,0,0,0)"
     figure.add_hline(
         capacity,
         line={"color": ACCENT, "width": 1.5, "dash": "dash"},
-        annotation={"text": f"capacity {memory(result.memory_capacity_bytes)}", "font": {"color": ACCENT}},
+        annotation={
+            "text": f"capacity {memory(result.memory_capacity_bytes)}",
+            "font": {"color": ACCENT},
+            "bgcolor": under,
+        },
         annotation_position="top right",
     )
     figure.update_layout(
