@@ -4,18 +4,20 @@ blocks found.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from cosim.graph import Axis, Block, Category, Csr, Dim, OpGraph, OpKind, Parameter, Phase, TensorSpec
+from cosim.graph import Axis, Block, Category, Csr, Dim, Ints, OpGraph, OpKind, Parameter, Phase, TensorSpec
+from cosim.trace.axes import Named, Operation, TensorAxes, name_axes, representatives
 from cosim.trace.blocks import find_blocks, layer_of_path
 from cosim.trace.recorder import Layout, Recording
-from cosim.trace.sizes import SizeDecoder
+from cosim.trace.sizes import SizeDecoder, anonymous
 
 FORMAT_NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "fp64",
@@ -40,16 +42,13 @@ class Roles:
 
 def assemble(recording: Recording, roles: Roles, decoder: SizeDecoder, provenance: Mapping[str, Any]) -> OpGraph:
     """The graph of a recording, bound to the sizes at which it was recorded."""
-    specs = _Specs(recording.layouts, decoder)
-    kinds, kind_row = _kinds(recording, specs)
-    storage_spec = [
-        specs.of_storage(layout, size)
-        for layout, size in zip(recording.storage_layout, recording.storage_bytes, strict=True)
-    ]
+    kind_row, kinds = _kinds(recording)
     op_phase = np.array(recording.op_phase, dtype=np.int8)
-    op_kind = np.array(kind_row, dtype=np.int32)[recording.op_kind] if recording.op_kind else np.zeros(0, np.int32)
+    op_kind = np.array([kind_row[kind] for kind in recording.op_kind], dtype=np.int32)
     op_module = _with_neighbours(recording.op_module)
     blocks, op_layer, layers = find_blocks(recording.modules, op_module, op_kind, op_phase)
+    specs = _Specs(recording, decoder, _named(recording, roles, decoder, kinds, op_kind, op_layer, blocks))
+    op_kind, kinds = _spec_kinds(recording, kinds, op_kind, specs.of_tensor)
     count = len(op_kind)
     alloc = np.array(recording.storage_alloc, dtype=np.int32)
     free = np.array([count if op < 0 else op for op in recording.storage_free], dtype=np.int32)
@@ -59,22 +58,22 @@ def assemble(recording: Recording, roles: Roles, decoder: SizeDecoder, provenanc
         specs=tuple(specs.rows),
         kinds=kinds,
         modules=tuple(recording.modules),
-        op_kind=op_kind.astype(np.int32),
+        op_kind=op_kind,
         op_phase=op_phase,
         op_module=op_module,
         op_layer=op_layer,
         op_inputs=Csr.of(recording.op_inputs),
         op_outputs=Csr.of(recording.op_outputs),
-        tensor_spec=np.array([specs.of_layout[i] for i in recording.tensor_layout], dtype=np.int32),
+        tensor_spec=np.array(specs.of_tensor, dtype=np.int32),
         tensor_storage=np.array(recording.tensor_storage, dtype=np.int32),
-        storage_spec=np.array(storage_spec, dtype=np.int32),
+        storage_spec=np.array(specs.of_storages(), dtype=np.int32),
         storage_category=_categories(alloc, free, op_phase, roles),
         storage_alloc=alloc,
         storage_free=free,
         parameters=tuple(
             Parameter(
                 name,
-                specs.of_layout[recording.tensor_layout[tensor]],
+                specs.of_tensor[tensor],
                 recording.tensor_storage[tensor],
                 layer_of_path(name, layers),
                 trainable,
@@ -87,42 +86,92 @@ def assemble(recording: Recording, roles: Roles, decoder: SizeDecoder, provenanc
     )
 
 
+@dataclass(slots=True)
+class _Naming:
+    """Names of axes, and the tensor that stands for each tensor."""
+
+    named: Named
+    stands_for: list[int]
+
+
+def _named(
+    recording: Recording,
+    roles: Roles,
+    decoder: SizeDecoder,
+    kinds: tuple[OpKind, ...],
+    op_kind: Ints,
+    op_layer: Ints,
+    blocks: tuple[Block, ...],
+) -> _Naming:
+    """Names for the axes of every tensor; repeated blocks are looked at once."""
+    rows = [(*reads, *makes) for reads, makes in zip(recording.op_inputs, recording.op_outputs, strict=True)]
+    phases = np.array(recording.op_phase, dtype=np.int8)
+    layers = [block.layers for block in blocks]
+    ops, stands_for = representatives(op_layer, phases, layers, rows, len(recording.tensor_layout))
+    shapes = [recording.layouts[layout][:2] for layout in recording.tensor_layout]
+    operations = [
+        Operation(
+            kinds[op_kind[op]],
+            recording.op_phase[op],
+            [stands_for[tensor] for tensor in recording.op_inputs[op]],
+            [stands_for[tensor] for tensor in recording.op_outputs[op]],
+        )
+        for op in ops
+    ]
+    inputs = {stands_for[tensor] for tensor, storage in enumerate(recording.tensor_storage) if storage in roles.inputs}
+    return _Naming(name_axes(TensorAxes(shapes, decoder), operations, inputs), stands_for)
+
+
 class _Specs:
-    """Interned TensorSpecs: `of_layout` is the row of each layout, `axes` the size of every axis used."""
+    """Interned TensorSpecs: `of_tensor` is the row of each tensor, `axes` the size of every axis used."""
 
-    def __init__(self, layouts: Sequence[Layout], decoder: SizeDecoder) -> None:
+    def __init__(self, recording: Recording, decoder: SizeDecoder, naming: _Naming) -> None:
         self.rows: list[TensorSpec] = []
-        self.axes: dict[Axis, int] = {}
-        if decoder.batch is not None:
-            self.axes["batch"] = decoder.batch
-        if decoder.sequence is not None:
-            self.axes["sequence"] = decoder.sequence
-        self.layouts = layouts
-        self._decoder = decoder
+        self._recording, self._decoder, self._naming = recording, decoder, naming
         self._known: dict[TensorSpec, int] = {}
-        self.of_layout = [self._of_layout(layout) for layout in layouts]
+        self._seen: dict[tuple[int, int], int] = {}
+        self.of_tensor = [self._of_tensor(t, layout) for t, layout in enumerate(recording.tensor_layout)]
+        self._flat: dict[Axis, int] = {}
 
-    def _of_layout(self, layout: Layout) -> int:
-        shape, strides, dtype = layout
-        expanded = tuple(i for i, stride in enumerate(strides) if stride == 0 and shape[i] > 1)
-        return self._intern(shape, dtype, expanded)
-
-    def of_storage(self, layout: int, size: int) -> int:
-        """The spec of a storage of `size` bytes on which a tensor of `layout` was seen first: that tensor's, if it
-        fills it.
+    @property
+    def axes(self) -> dict[Axis, int]:
+        """Every axis that a spec uses, at the size at which it was recorded; batch and sequence where they can be
+        bound.
         """
-        shape, strides, dtype = self.layouts[layout]
+        probes = {"batch": self._decoder.batch, "sequence": self._decoder.sequence}
+        bindable = {axis: size for axis, size in probes.items() if size is not None}
+        sizes = {**self._naming.named.sizes, **self._flat}
+        used = {axis: None for spec in self.rows for dim in spec.dims for axis in dim}
+        return {**bindable, **{axis: sizes[axis] for axis in used if axis not in bindable}}
+
+    def _of_tensor(self, tensor: int, layout: int) -> int:
+        place = (self._naming.stands_for[tensor], layout)
+        row = self._seen.get(place)
+        if row is None:
+            shape, strides, dtype = self._recording.layouts[layout]
+            expanded = tuple(i for i, stride in enumerate(strides) if stride == 0 and shape[i] > 1)
+            row = self._seen[place] = self._intern(self._naming.named.dims(place[0]), dtype, expanded)
+        return row
+
+    def of_storages(self) -> list[int]:
+        """The spec of each storage: that of the first tensor seen on it if it fills it, else one dimension."""
+        recording = self._recording
+        first: dict[int, int] = {}
+        for tensor, storage in enumerate(recording.tensor_storage):
+            first.setdefault(storage, tensor)
+        return [self._of_storage(first[storage], size) for storage, size in enumerate(recording.storage_bytes)]
+
+    def _of_storage(self, tensor: int, size: int) -> int:
+        shape, strides, dtype = self._recording.layouts[self._recording.tensor_layout[tensor]]
         own = math.prod(n for n, stride in zip(shape, strides, strict=True) if stride or n == 1)
         if own * dtype.itemsize == size:
-            return self.of_layout[layout]
-        return self._intern((size // dtype.itemsize,), dtype, ())
+            return self.of_tensor[tensor]
+        elements = size // dtype.itemsize
+        rest = self._decoder.factors(elements)[2]
+        self._flat[anonymous(rest)] = rest
+        return self._intern((self._decoder.dim(elements),), dtype, ())
 
-    def _intern(self, shape: tuple[int, ...], dtype: torch.dtype, expanded: tuple[int, ...]) -> int:
-        dims: tuple[Dim, ...] = tuple(self._decoder.dim(size) for size in shape)
-        for dim, size in zip(dims, shape, strict=True):
-            for axis in dim:
-                if axis not in self.axes:
-                    self.axes[axis] = self._decoder.factors(size)[2]
+    def _intern(self, dims: tuple[Dim, ...], dtype: torch.dtype, expanded: tuple[int, ...]) -> int:
         name = FORMAT_NAMES.get(dtype, str(dtype).removeprefix("torch."))
         spec = TensorSpec(dims, name, dtype.itemsize, expanded)
         row = self._known.get(spec)
@@ -132,25 +181,42 @@ class _Specs:
         return row
 
 
-def _kinds(recording: Recording, specs: _Specs) -> tuple[tuple[OpKind, ...], list[int]]:
-    """Distinct kinds once strides are forgotten (a matmul keeps them as its layout), and the row of each recorded
-    kind.
+def _kinds(recording: Recording) -> tuple[list[int], tuple[OpKind, ...]]:
+    """The row of each recorded kind among those that are distinct once strides are forgotten, with plain layouts as
+    specs.
+
+    A matmul keeps its strides as its layout.
     """
+    plain: dict[tuple[object, ...], int] = {}
+    of_layout = [
+        plain.setdefault((shape, dtype, tuple(stride == 0 for stride in strides)), len(plain))
+        for shape, strides, dtype in recording.layouts
+    ]
     rows: list[int] = []
     known: dict[OpKind, int] = {}
     for target, op_class, inputs, outputs, mutated, attributes in recording.kinds:
         if op_class == "matmul":
             attributes = (*attributes, ("layout", _blas_layout([recording.layouts[i] for i in inputs[-2:]])))
-        kind = OpKind(
-            target,
-            op_class,
-            tuple(specs.of_layout[i] for i in inputs),
-            tuple(specs.of_layout[i] for i in outputs),
-            mutated,
-            attributes,
-        )
-        rows.append(known.setdefault(kind, len(known)))
-    return tuple(known), rows
+        reads, makes = (tuple(of_layout[i] for i in layouts) for layouts in (inputs, outputs))
+        rows.append(known.setdefault(OpKind(target, op_class, reads, makes, mutated, attributes), len(known)))
+    return rows, tuple(known)
+
+
+def _spec_kinds(
+    recording: Recording, kinds: tuple[OpKind, ...], op_kind: Ints, spec_of: list[int]
+) -> tuple[Ints, tuple[OpKind, ...]]:
+    """The kind of each op, and the kinds, in terms of specs with named axes."""
+    rows: list[int] = []
+    known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
+    named: list[OpKind] = []
+    for kind, reads, makes in zip(op_kind.tolist(), recording.op_inputs, recording.op_outputs, strict=True):
+        key = (kind, tuple([spec_of[t] for t in reads]), tuple([spec_of[t] for t in makes]))
+        row = known.get(key)
+        if row is None:
+            row = known[key] = len(named)
+            named.append(dataclasses.replace(kinds[kind], inputs=key[1], outputs=key[2]))
+        rows.append(row)
+    return np.array(rows, dtype=np.int32), tuple(named)
 
 
 def _blas_layout(operands: list[Layout]) -> str:
@@ -160,7 +226,7 @@ def _blas_layout(operands: list[Layout]) -> str:
     return "TN" if layout == "TT" else layout
 
 
-def _with_neighbours(modules: list[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _with_neighbours(modules: list[int]) -> Ints:
     """Ops without a module (gradient accumulation) take that of the op before them."""
     filled: list[int] = []
     for module in modules:
@@ -169,8 +235,8 @@ def _with_neighbours(modules: list[int]) -> np.ndarray[tuple[int], np.dtype[np.i
 
 
 def _categories(
-    alloc: np.ndarray[tuple[int], np.dtype[np.int32]],
-    free: np.ndarray[tuple[int], np.dtype[np.int32]],
+    alloc: Ints,
+    free: Ints,
     op_phase: np.ndarray[tuple[int], np.dtype[np.int8]],
     roles: Roles,
 ) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
@@ -190,13 +256,10 @@ def _categories(
     return category
 
 
-def _unknown(kinds: tuple[OpKind, ...], op_kind: np.ndarray[tuple[int], np.dtype[np.int32]]) -> dict[str, int]:
+def _unknown(kinds: tuple[OpKind, ...], op_kind: Ints) -> dict[str, int]:
     counts = np.bincount(op_kind, minlength=len(kinds))
     found: dict[str, int] = {}
     for kind, count in zip(kinds, counts.tolist(), strict=True):
         if kind.op_class == "unknown" and count:
             found[kind.target] = found.get(kind.target, 0) + count
     return found
-
-
-__all__ = ["Block", "Roles", "assemble"]

@@ -59,6 +59,13 @@ class _Operator:
     new_metadata: bool  # squeeze_, t_: the same tensor with another shape
 
 
+class HostNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers that the host reads from fake tensors (step counts, norms in an optimizer) are 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return 1.0 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fills `recording` while it is active; `progress(ops)` is called every 500 operators."""
 

@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from cosim.graph import OpGraph
 from cosim.trace.assemble import Roles, assemble
 from cosim.trace.options import TraceOptions
-from cosim.trace.recorder import Recorder
+from cosim.trace.recorder import HostNumbers, Recorder
 from cosim.trace.replacements import cuda_operators
 from cosim.trace.sizes import SizeDecoder
 from cosim.trace.step import DataDependentError, Progress, Source, provenance_of
@@ -179,7 +179,8 @@ class Optimizer:
             return
         for parameter in self.updated:
             parameter.grad = torch.empty_like(parameter)
-        self.torch.step()
+        with HostNumbers():  # type: ignore[no-untyped-call]
+            self.torch.step()
         self.torch.zero_grad(set_to_none=True)
 
     def state(self) -> list[Tensor]:

@@ -15,7 +15,7 @@ from workloads.training import loss
 
 
 def counted(model: ModelConfig, attention: str, batch: int, sequence: int) -> float:
-    """torch.utils.flop_counter's count of forward and backward; it knows no cosim operators, so it is told their shapes."""
+    """torch.utils.flop_counter's count of forward and backward; it is told what cosim::attention is."""
 
     def forward(q, k, v, *_args, out_shape=None, **_kwargs):  # type: ignore[no-untyped-def]
         return sdpa_flop_count(q, q[:2] + k[2:], q[:2] + v[2:])
