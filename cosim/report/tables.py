@@ -201,8 +201,9 @@ def _op_row(row: OpRow, step_time_s: float, most_time_s: float) -> str:
     share = row.time_s / step_time_s if step_time_s > 0 else 0.0
     flops = row.flops / row.time_s if row.time_s > 0 else 0.0
     rate = row.hbm_bytes / row.time_s if row.time_s > 0 else 0.0
+    module = _breakable(row.module or "(no module)")
     return (
-        f'<tr><td class="name">{_breakable(row.module)}</td><td class="name">{_breakable(row.target)}</td>'
+        f'<tr><td class="name">{module}</td><td class="name">{_breakable(row.target)}</td>'
         f'<td>{escaped(row.phase)}</td><td class="shape">{escaped(words.shape(row.shape))}</td>'
         + _number_cell(row.count, f"{row.count:,}")
         + _number_cell(row.time_s, words.seconds(row.time_s))

@@ -149,7 +149,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
 
 def facts_line(result: Result) -> str:
     """The facts in one line of words."""
-    say = {"parameters": "{1} {0}", "micro-steps": "{1} {0}", "recompute": "{0} {1}"}
+    say = {"parameters": "{1} {0}", "micro-steps": "micro-steps: {1}", "recompute": "{0} {1}"}
     return ", ".join(say.get(what, "{1}").format(what, value) for what, value in facts(result))
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cosim.engine.program import Timeline
 from cosim.report.figures.memory import kept_points
 from cosim.report.figures.roofline import op_points
 from cosim.report.html import write_html
-from cosim.result import Result
+from cosim.result import MemoryCurve, Result
 from hwmodels.units import InputError
 
 
@@ -181,6 +182,21 @@ def test_a_result_without_detail_still_has_a_page(result: Result, tmp_path: Path
     short = _Page(tmp_path / "short.html")
     assert set(short.figures) == {"breakdown"}
     assert "8.895 s" in short.text
+
+
+def test_a_result_in_which_nothing_happens_still_has_a_page(result: Result, tmp_path: Path) -> None:
+    assert result.detail is not None
+    nothing = np.zeros(0, dtype=np.int64)
+    program = dataclasses.replace(result.detail.program, stream=nothing, host=nothing, launch_ps=nothing, label=nothing)
+    curve = MemoryCurve(np.zeros(0), np.zeros((0, 0)), (), 0.0, "")
+    detail = dataclasses.replace(
+        result.detail, program=program, timeline=Timeline(nothing, nothing, nothing), ops=(), memory=curve
+    )
+    empty = dataclasses.replace(
+        result, step_time_s=0.0, time_breakdown_s={}, memory_bytes={}, peak_memory_bytes=0.0, detail=detail
+    )
+    write_html(empty, tmp_path / "empty.html")
+    assert set(_Page(tmp_path / "empty.html").figures) == {"breakdown", "timeline", "memory", "roofline"}
 
 
 def test_a_run_that_does_not_fit_says_so_first(changed: Callable[..., Result], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cosim.report.figures.palette import color_of
 from cosim.report.figures.style import axis, harmless, layout
-from cosim.report.words import bytes_rate, flops_rate, name_of, percent, seconds, shape, significant
+from cosim.report.words import bytes_rate, flops_rate, looked_up, name_of, percent, seconds, shape, significant
 from cosim.result import OpRow, Result, Roofline
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def roofline_figure(result: Result, roofline: Roofline, ops: Iterable[OpRow]) ->
     points = op_points(ops)
     across, up = _ranges(roofline, points)
     figure = go.Figure()
-    _draw_ceilings(figure, roofline, str(result.spec.get("training", {}).get("precision", "")), across)
+    _draw_ceilings(figure, roofline, str(looked_up(result.spec, "training.precision", "")), across)
     most = max((point.time_s for point in points), default=1.0)
     for op_class in dict.fromkeys(point.op_class for point in points):
         members = [point for point in points if point.op_class == op_class]
