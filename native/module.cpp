@@ -7,6 +7,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <string>
@@ -84,7 +85,8 @@ unsigned thread_count(int threads) {
     return threads > 0 ? static_cast<unsigned>(threads) : std::max(1u, std::thread::hardware_concurrency());
 }
 
-void gemm(nb::handle given_a, nb::handle given_b, nb::handle given_out, int threads, std::uintptr_t stream) {
+void gemm(nb::handle given_a, nb::handle given_b, nb::handle given_out, int threads, std::uintptr_t stream,
+          const std::string& instructions) {
     const auto a = array_from<Input>(given_a, "a"), b = array_from<Input>(given_b, "b");
     const auto out = array_from<Output>(given_out, "out");
     check(a, "a", 2);
@@ -111,7 +113,7 @@ void gemm(nb::handle given_a, nb::handle given_b, nb::handle given_out, int thre
 #endif
     }
     nb::gil_scoped_release release;
-    cosim::gemm_cpu(data(a), data(b), data(out), m, n, k, count);
+    cosim::gemm_cpu(data(a), data(b), data(out), m, n, k, count, instructions);
 }
 
 Output output_vector(nb::handle given) {
@@ -160,7 +162,7 @@ std::tuple<bool, int, std::string> cuda_info() {
 }  // namespace
 
 NB_MODULE(_core, m) {
-    m.def("gemm", &gemm, "a"_a, "b"_a, "out"_a, "threads"_a, "stream"_a);
+    m.def("gemm", &gemm, "a"_a, "b"_a, "out"_a, "threads"_a, "stream"_a, "instructions"_a);
     m.def("stream_copy", &stream_copy, "a"_a, "out"_a, "threads"_a);
     m.def("stream_triad", &stream_triad, "b"_a, "c"_a, "scalar"_a, "out"_a, "threads"_a);
     m.def("cuda_info", &cuda_info);

@@ -19,15 +19,16 @@ class CudaInfo(NamedTuple):
     message: str
 
 
-def gemm(a: Any, b: Any, out: Any, *, threads: int = 0, stream: int = 0) -> None:
+def gemm(a: Any, b: Any, out: Any, *, threads: int = 0, stream: int = 0, instructions: str = "") -> None:
     """Write the matrix product of `a` (m, k) and `b` (k, n) into `out` (m, n), in fp32.
 
-    On a CPU it uses `threads` threads (0: one per processor), and the result does not depend on how many. On a CUDA
-    device it is queued on `stream` (a cudaStream_t as an integer; 0 is the default stream) and returns at once. Raises
-    TypeError or ValueError for arrays of another type, shape or layout, for devices that differ, and where `out` shares
-    memory with an input; RuntimeError where CUDA is not built or fails.
+    On a CPU it uses `threads` threads (0: one per processor), on which the result does not depend, and `instructions`
+    (of `cpu_instructions()`; "": the best). On a CUDA device it is queued on `stream` (a cudaStream_t as an integer; 0
+    is the default stream) and returns at once. Raises TypeError or ValueError for arrays of another type, shape or
+    layout, for devices that differ, and where `out` shares memory with an input; RuntimeError where CUDA is not built
+    or fails.
     """
-    _core.gemm(a, b, out, threads, stream)
+    _core.gemm(a, b, out, threads, stream, instructions)
 
 
 def stream_copy(a: Any, out: Any, *, threads: int = 0) -> None:
@@ -45,6 +46,6 @@ def cuda_info() -> CudaInfo:
     return CudaInfo(*_core.cuda_info())
 
 
-def cpu_instructions() -> str:
-    """Name the vector instructions that `gemm` uses on this processor: avx512, avx2 or portable."""
+def cpu_instructions() -> list[str]:
+    """Name the vector instructions that `gemm` can use on this processor, best first: of avx512, avx2, portable."""
     return _core.cpu_instructions()

@@ -16,6 +16,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -96,12 +98,24 @@ __attribute__((target("avx512f,fma"))) void tile_avx512(const float* a, const fl
 }
 #endif
 
-Kernel best_kernel() {
+// Those that this processor can run, best first.
+std::vector<Kernel> kernels() {
+    std::vector<Kernel> found;
 #if COSIM_X86
-    if (__builtin_cpu_supports("avx512f")) return {12, 32, tile_avx512, "avx512"};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {6, 16, tile_avx2, "avx2"};
+    if (__builtin_cpu_supports("avx512f")) found.push_back({12, 32, tile_avx512, "avx512"});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({6, 16, tile_avx2, "avx2"});
 #endif
-    return {4, 8, tile_portable, "portable"};
+    found.push_back({4, 8, tile_portable, "portable"});
+    return found;
+}
+
+Kernel kernel_for(const std::string& instructions) {
+    std::string named;
+    for (const Kernel& kernel : kernels()) {
+        if (instructions.empty() || instructions == kernel.instructions) return kernel;
+        named += (named.empty() ? "" : ", ") + std::string(kernel.instructions);
+    }
+    throw std::invalid_argument("instructions is '" + instructions + "'; this processor has: " + named);
 }
 
 // Copies rows [0, m) x [0, depth) of A into slivers of `rows` rows, p outermost within each, the last filled with zeros.
@@ -125,11 +139,16 @@ std::size_t round_up(std::size_t value, std::size_t multiple) { return (value + 
 
 }  // namespace
 
-const char* gemm_cpu_instructions() { return best_kernel().instructions; }
+std::vector<std::string> gemm_cpu_instructions() {
+    std::vector<std::string> names;
+    for (const Kernel& kernel : kernels()) names.emplace_back(kernel.instructions);
+    return names;
+}
 
-void gemm_cpu(const float* a, const float* b, float* c, std::size_t m, std::size_t n, std::size_t k, unsigned threads) {
+void gemm_cpu(const float* a, const float* b, float* c, std::size_t m, std::size_t n, std::size_t k, unsigned threads,
+              const std::string& instructions) {
+    const Kernel kernel = kernel_for(instructions);
     if (m == 0 || n == 0) return;
-    const Kernel kernel = best_kernel();
     const std::size_t tile_m = round_up(144, kernel.rows), tile_n = round_up(512, kernel.cols);
     const std::size_t tiles_m = (m + tile_m - 1) / tile_m, tiles_n = (n + tile_n - 1) / tile_n;
     std::atomic<std::size_t> next{0};

@@ -4,14 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace cosim {
 
-// c (m, n) = a (m, k) b (k, n), fp32. `threads` >= 1.
-void gemm_cpu(const float* a, const float* b, float* c, std::size_t m, std::size_t n, std::size_t k, unsigned threads);
+// The vector instructions that gemm_cpu can use on this processor, best first: of "avx512", "avx2", "portable".
+std::vector<std::string> gemm_cpu_instructions();
 
-// The vector instructions that gemm_cpu uses on this processor: "avx512", "avx2" or "portable".
-const char* gemm_cpu_instructions();
+// c (m, n) = a (m, k) b (k, n), fp32. `threads` >= 1; `instructions` is one of those above, or empty for the best.
+// Throws std::invalid_argument for instructions that this processor lacks.
+void gemm_cpu(const float* a, const float* b, float* c, std::size_t m, std::size_t n, std::size_t k, unsigned threads,
+              const std::string& instructions);
 
 // out = a, and out = b + scalar * c, over n elements: the bandwidth kernels of McCalpin's STREAM.
 void stream_copy_cpu(const float* a, float* out, std::size_t n, unsigned threads);

@@ -19,10 +19,13 @@ def _matrices(m: int, n: int, k: int) -> tuple[Any, Any, Any]:
     return a, b, np.full((m, n), np.nan, dtype=np.float32)
 
 
+@pytest.mark.parametrize("instructions", cpu_instructions())
 @given(m=SIZES, n=SIZES, k=SIZES, threads=st.integers(0, 3))
-def test_product_is_within_the_rounding_bound_of_double_precision(m: int, n: int, k: int, threads: int) -> None:
+def test_product_is_within_the_rounding_bound_of_double_precision(
+    instructions: str, m: int, n: int, k: int, threads: int
+) -> None:
     a, b, out = _matrices(m, n, k)
-    gemm(a, b, out, threads=threads)
+    gemm(a, b, out, threads=threads, instructions=instructions)
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     # Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), eq. 3.13: |error| <= gamma_k |A||B|
     unit = 2.0**-24
@@ -55,8 +58,13 @@ def test_torch_tensors_are_used_where_they_lie() -> None:
     torch.testing.assert_close(out, a @ b)
 
 
-def test_instructions_are_named() -> None:
-    assert cpu_instructions() in {"avx512", "avx2", "portable"}
+def test_every_processor_can_run_the_portable_kernel() -> None:
+    assert cpu_instructions()[-1] == "portable"
+
+
+def test_instructions_that_the_processor_lacks_are_refused_with_those_it_has() -> None:
+    with pytest.raises(ValueError, match=r"instructions is 'sse9'; this processor has: .*portable"):
+        gemm(GOOD, GOOD, GOOD.copy(), instructions="sse9")
 
 
 def _read_only(array: Any) -> Any:
