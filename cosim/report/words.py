@@ -58,9 +58,11 @@ def energy(value: float) -> str:
 
 
 def money(value: float | None) -> str:
-    """Dollars: "$0.0521", "$12.30", "$3.214 million"."""
+    """Dollars: "0.031 cents", "$0.521", "$12.30", "$3.214 million"."""
     if value is None:
         return "unknown"
+    if 0 < value < 0.01:
+        return f"{100 * value:.3g} cents"
     if value >= 1e6:
         return f"${significant(value / 1e9)} billion" if value >= 1e9 else f"${significant(value / 1e6)} million"
     return f"${value:.3g}" if value < 1 else f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
