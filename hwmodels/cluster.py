@@ -21,7 +21,8 @@ _OVERRIDES = {
 class Cluster:
     """`devices` equal accelerators, `domain` of them on one fast fabric. Question: what does this collective cost?
 
-    `tiers`: "fabric" inside a domain, "network" between domains; bandwidths per device and direction.
+    `tiers`: "fabric" inside a domain, "network" between domains; bandwidths per device and direction. `pair`: a faster
+    link that joins only that many devices of a domain (NVLink bridges in a PCIe node), used by groups that fit on it.
     """
 
     accelerator: Accelerator
@@ -29,6 +30,7 @@ class Cluster:
     devices_per_node: int
     domain: int
     tiers: dict[str, Link]
+    pair: Link | None = None
     _costs: dict[Collective, CollectiveCost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -53,7 +55,10 @@ class Cluster:
         ):
             if count < 1:
                 raise InputError(f"{where}.{key}: {count!r} must be at least 1")
-        fabric = accelerator.links.fabric or accelerator.links.host
+        fabric, pair = accelerator.links.fabric or accelerator.links.host, None
+        limit = fabric.domain or devices_per_node
+        if fabric.topology == "pairs" and limit < devices_per_node and nvlink_domain is None:
+            fabric, pair, limit = accelerator.links.host, fabric, devices_per_node  # what bridges do not join uses PCIe
         tiers = {"fabric": fabric, "network": accelerator.links.network}
         for key, value in (network or {}).items():
             if key not in _OVERRIDES:
@@ -68,8 +73,8 @@ class Cluster:
                 tiers[tier] = replace(tiers[tier], latency_s=float(number))
             else:
                 tiers[tier] = replace(tiers[tier], bandwidth_bytes_per_s=float(number))
-        domain = nvlink_domain or min(devices_per_node, fabric.domain or devices_per_node)
-        return cls(accelerator, devices, devices_per_node, min(domain, devices), tiers)
+        domain = nvlink_domain or min(devices_per_node, limit)
+        return cls(accelerator, devices, devices_per_node, min(domain, devices), tiers, pair)
 
     def collective(self, kind: str, bytes: float, devices: int, per_node: int) -> CollectiveCost:
         """What a collective over `devices` members, `per_node` of them in each domain, costs alone; `bytes` as in
@@ -106,11 +111,14 @@ class Cluster:
             )
         if not 0 <= work.bytes < float("inf"):
             raise InputError(f"{work.kind} of {work.bytes!r} bytes: the size must be finite and not negative")
-        plan = min(plans(work, self.tiers["fabric"], self.tiers["network"]), key=lambda found: found.time_s)
+        fabric = self.tiers["fabric"]
+        if self.pair is not None and work.devices == work.per_node <= self.pair.domain:
+            fabric = self.pair
+        plan = min(plans(work, fabric, self.tiers["network"]), key=lambda found: found.time_s)
         chip = self.accelerator
         time = plan.time_s
         local = memory_bytes(work, plan.link_bytes)
-        tier = self.tiers["fabric" if "fabric" in plan.link_bytes else "network"]
+        tier = fabric if "fabric" in plan.link_bytes else self.tiers["network"]
         rate = chip.memory.hbm.rate("stream")
         return CollectiveCost(
             time_s=time,

@@ -14,6 +14,7 @@ from hwmodels.units import InputError, parse_quantity
 
 PROVENANCE = ("source", "derived", "assumed", "fitted_on", "user")
 NOTES = (*PROVENANCE, "rows", "sources", "error_fitted", "error_held_out", "note")
+_MANY = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Section:
         """The plain number `key` in [low, high]; zero is refused unless `zero`."""
         return self._number(key, default, lambda value: _plain(value, self.at(key)), low, high, not zero)
 
-    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = 10**9) -> int:
+    def integer(self, key: str, default: int | None = None, low: int = 1, high: int = _MANY) -> int:
         """The whole number `key` in [low, high]."""
         value = self._number(key, default, lambda value: _plain(value, self.at(key)), low, high, False)
         if value != int(value):
@@ -106,7 +107,8 @@ class Section:
         if positive and value == 0:
             raise InputError(f"{self.at(key)}: {raw!r} must be greater than zero")
         if not low <= value <= high:
-            raise InputError(f"{self.at(key)}: {raw!r} must be between {low:g} and {high:g}")
+            allowed = f"between {low:g} and {high:g}" if high < _MANY else f"at least {low:g}"
+            raise InputError(f"{self.at(key)}: {raw!r} must be {allowed}")
         return value
 
     def text(self, key: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:

@@ -114,20 +114,20 @@ class TensorCore:
             core_flops *= c.unaligned
         compulsory = work.batch * (element * work.k * (work.m + work.n) + out * work.m * work.n) + work.epilogue_bytes
         rates = _Rates(
-            core_flops,
             hbm.rate("gemm"),
             l2.bandwidth_bytes_per_s * l2.multicast,
             l2.core_bytes_per_cycle * self.clock_hz,
         )
-        best = min(
-            (
-                self._tiled(work, tile, split, element, out, l2, rates, compulsory)
-                for tile in TILES
-                if tile[0] < 2 * work.m + 32 and tile[1] < 2 * work.n + 32 or tile == (64, 64)
-                for split in self._splits(work, tile)
-            ),
-            key=lambda found: found[0],
-        )
+        best = (math.inf, 0.0, 0.0, 0.0, 0.0, "")
+        for tile in TILES:
+            if tile != TILES[-1] and (tile[0] >= 2 * work.m + 32 or tile[1] >= 2 * work.n + 32):
+                continue
+            for split in self._splits(work, tile):
+                compute = self._multiply_s(work, tile, split, core_flops)
+                if compute < best[0]:
+                    found = self._tiled(work, tile, split, compute, element, out, l2, rates, compulsory)
+                    if found[0] < best[0]:
+                        best = found
         total, compute, memory, hbm_bytes, l2_bytes, limit = best
         time = total + c.fixed_time_s
         return Cost(
@@ -146,11 +146,22 @@ class TensorCore:
         most = min(-(-self.cores // tiles) + 1, work.k // 256)
         return tuple(split for split in _SPLITS if split <= most)
 
+    def _multiply_s(self, work: Gemm, tile: tuple[int, int], split: int, core_flops: float) -> float:
+        """Seconds of the multiply pipeline: whole waves of tiles, and the last one partly by its fill."""
+        c = self.constants
+        waves = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.batch * split / self.cores
+        full = math.floor(waves)
+        last = waves - full
+        billed = max(1.0, full + (c.last_wave * last + 1.0 - c.last_wave if last > 0 else 0.0))
+        rate = core_flops * (1.0 - c.tile_loss) ** _HALVINGS[tile]
+        return billed * 2.0 * tile[0] * tile[1] * (-(-work.k // split) + c.prologue_k) / rate
+
     def _tiled(
         self,
         work: Gemm,
         tile: tuple[int, int],
         split: int,
+        compute: float,
         element: float,
         out: float,
         l2: Sram,
@@ -158,20 +169,13 @@ class TensorCore:
         compulsory: float,
     ) -> tuple[float, float, float, float, float, str]:
         """Seconds (all, multiply, HBM), bytes (HBM, L2) and what limits, for one tile shape and one split of k."""
-        c = self.constants
         rows, columns = -(-work.m // tile[0]), -(-work.n // tile[1])
         tiles = rows * columns * work.batch * split
         k = -(-work.k // split)
-        waves = tiles / self.cores
-        full = math.floor(waves)
-        last = waves - full
-        billed = max(1.0, full + (c.last_wave * last + 1.0 - c.last_wave if last > 0 else 0.0))
-        rate = rates.core_flops * (1.0 - c.tile_loss) ** _HALVINGS[tile]
-        compute = billed * 2.0 * tile[0] * tile[1] * (k + c.prologue_k) / rate
         panel = (tile[0] + tile[1]) * k * element
         partial = 8.0 * work.batch * split * work.m * work.n if split > 1 else 0.0  # fp32 sums written and read back
         l2_bytes = tiles * panel + compulsory - work.batch * element * work.k * (work.m + work.n) + partial
-        l2_time = max(l2_bytes / rates.l2, math.ceil(waves) * panel / rates.core_port)
+        l2_time = max(l2_bytes / rates.l2, -(-tiles // self.cores) * panel / rates.core_port)
         hbm_bytes = _hbm_bytes(work, tile, rows, columns, self.cores, element, out, l2.capacity_bytes)
         if partial > l2.capacity_bytes / 2:
             hbm_bytes += partial
@@ -185,16 +189,16 @@ class TensorCore:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    core_flops: float
     hbm: float
     l2: float
     core_port: float
 
 
 def _unaligned(work: Gemm, element: float) -> bool:
-    """Whether a dimension in memory is no multiple of 16 bytes, which the tensor cores' loads need."""
+    """Whether a dimension that is contiguous in memory is no multiple of 16 bytes, which the tensor cores' loads need."""
     step = max(1, int(16 / element))
-    return work.k % step != 0 or (work.n % step != 0 and work.n > 1) or (work.layout == "NT" and work.m % step != 0)
+    first = work.m if work.layout == "NT" else work.k
+    return first % step != 0 or (work.n % step != 0 and work.n > 1)
 
 
 def _hbm_bytes(

@@ -1,0 +1,99 @@
+"""Attention by algorithm: FLOPs, masked blocks, phases, and what the algorithms cannot do."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwmodels.accelerator import Accelerator, load
+from hwmodels.units import InputError
+from hwmodels.work import Attention, Phase
+
+A100, H100 = load("a100-sxm-80gb"), load("h100-sxm-80gb")
+
+
+def attention(algorithm: str = "flash-2", phase: Phase = "forward", seq: int = 8192, causal: bool = False) -> Attention:
+    return Attention(algorithm, phase, 2, 16, 16, seq, seq, 128, causal)
+
+
+@given(
+    st.sampled_from([(A100, "flash-2"), (A100, "flash-triton"), (H100, "flash-2"), (H100, "flash-3"), (H100, "cudnn")]),
+    st.sampled_from(["forward", "backward"]),
+    st.integers(1, 8192),
+    st.integers(1, 64),
+    st.sampled_from([32, 64, 80, 128, 256]),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_never_faster_than_peak_or_compulsory_traffic(
+    choice: tuple[Accelerator, str], phase: Phase, seq: int, heads: int, head_dim: int, causal: bool
+) -> None:
+    chip, algorithm = choice
+    work = Attention(algorithm, phase, 1, heads, heads, seq, seq, head_dim, causal)
+    cost = chip.cost(work)
+    tensors = 4 if phase == "forward" else 8
+    compulsory = tensors * 2 * heads * seq * head_dim
+    assert cost.flops <= (4 if phase == "forward" else 10) * heads * seq * seq * head_dim
+    assert cost.time_s >= cost.flops / chip.peak_flops("bf16")
+    assert cost.bytes_per_level["hbm"] >= compulsory
+    assert cost.time_s >= compulsory / chip.memory.hbm.bandwidth_bytes_per_s
+
+
+def test_flops_are_those_of_the_paper_and_backward_has_two_and_a_half_times_as_many() -> None:
+    """FlashAttention-2, section 4.1: forward 4 s^2 d heads, halved if causal; backward 2.5 times forward."""
+    forward, backward = A100.cost(attention()), A100.cost(attention(phase="backward"))
+    assert forward.flops == 4 * 8192**2 * 128 * 16 * 2
+    assert backward.flops == 2.5 * forward.flops
+    assert A100.cost(attention(causal=True)).flops == forward.flops / 2
+    assert 2.0 < backward.time_s / forward.time_s < 4.0
+
+
+def test_masked_blocks_are_skipped_so_long_causal_attention_takes_about_half() -> None:
+    ratio = {
+        seq: A100.cost(attention(seq=seq, causal=True)).time_s / A100.cost(attention(seq=seq)).time_s
+        for seq in (512, 32768)
+    }
+    assert 0.5 < ratio[32768] < 0.55
+    assert ratio[512] > ratio[32768] + 0.05
+
+
+def test_the_newer_algorithm_is_the_faster_one() -> None:
+    for phase in ("forward", "backward"):
+        times = [
+            H100.cost(attention(algorithm, phase, causal=True)).time_s
+            for algorithm in ("flash-3", "flash-2", "flash-1")
+        ]
+        assert times == sorted(times)
+    assert A100.cost(attention("flash-2")).time_s < A100.cost(attention("flash-triton")).time_s
+
+
+def test_fewer_key_heads_move_fewer_bytes_and_do_the_same_arithmetic() -> None:
+    many = attention()
+    few = replace(many, kv_heads=2)
+    assert A100.cost(few).flops == A100.cost(many).flops
+    assert A100.cost(few).bytes_per_level["hbm"] < A100.cost(many).bytes_per_level["hbm"]
+    assert A100.cost(few).time_s <= A100.cost(many).time_s
+
+
+def test_few_blocks_leave_cores_idle() -> None:
+    """One head of 1024 queries has 8 blocks for 108 cores: its rate is a small part of many heads' rate."""
+    one, many = replace(attention(seq=1024), batch=1, heads=1, kv_heads=1), replace(attention(seq=1024), batch=16)
+    rate = [A100.cost(work).flops / A100.cost(work).time_s for work in (one, many)]
+    assert rate[0] < 0.15 * rate[1]
+    assert A100.cost(one).core_share < 0.1
+
+
+def test_dropout_and_bias_cost_extra() -> None:
+    plain = A100.cost(attention()).time_s
+    assert A100.cost(replace(attention(), bias=True)).time_s > plain
+    assert A100.cost(replace(attention(), dropout=True)).time_s > A100.cost(replace(attention(), bias=True)).time_s
+
+
+def test_what_a_kernel_cannot_do_is_one_sentence() -> None:
+    with pytest.raises(InputError, match="a100-sxm-80gb has no attention kernel 'flash-3'; it has flash-1, flash-2"):
+        A100.cost(attention("flash-3"))
+    with pytest.raises(InputError, match="flash-2.*fp32"):
+        A100.cost(replace(attention(), format="fp32"))
+    with pytest.raises(InputError, match="every size must be at least 1"):
+        A100.cost(replace(attention(), heads=0))
