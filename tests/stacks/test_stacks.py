@@ -53,9 +53,9 @@ def test_a_stack_inherits_from_its_base_and_overrides_it(tmp_path: Path) -> None
 
 
 def test_a_fact_can_depend_on_the_architecture() -> None:
-    composer = stacks.load("composer")
-    assert composer.attention.on("ampere") == "flash-triton"
-    assert composer.attention.on("hopper") == composer.attention.on("an architecture of tomorrow") == "flash-2"
+    pytorch = stacks.load("pytorch")
+    assert pytorch.attention.on("hopper") == "cudnn"
+    assert pytorch.attention.on("ampere") == pytorch.attention.on("an architecture of tomorrow") == "flash-2"
 
 
 def test_quantities_are_read_in_their_units(tmp_path: Path) -> None:

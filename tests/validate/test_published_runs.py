@@ -72,7 +72,7 @@ def test_what_a_row_states_is_in_its_run_file() -> None:
         "precision": "bf16",
         "recompute": "selective_op",
         "optimizer": "adamw",
-        "attention": "flash-2",
+        "attention": "flash",
         "compile": False,
     }
 
