@@ -271,7 +271,7 @@ def name_axes(axes: TensorAxes, operations: Sequence[Operation], step_inputs: se
             _name_heads(named, q[1])
             named.give(k[1], "kv_heads")
             named.give(q[3], "head_dim")
-        elif op.kind.target == "aten._log_softmax":
+        elif op.kind.target in ("aten._log_softmax", "cosim.cross_entropy"):
             named.give(axes.of(op.inputs[0])[-1], "vocabulary")
         elif op.kind.op_class == "softmax" and _is_scores(axes, op.outputs[0]):
             if len(axes.of(op.outputs[0])) == 4:

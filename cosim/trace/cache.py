@@ -20,7 +20,7 @@ from typing import Any
 
 from cosim.graph import OpGraph
 from cosim.trace.options import TraceOptions
-from cosim.trace.step import Progress, Source, bind, canonical, trace
+from cosim.trace.step import Progress, Source, bind, canonical, one_sequence_differs, trace
 from cosim.trace.stored import load_graph, save_graph
 from workloads.model import HuggingFaceModel, ModelConfig
 
@@ -40,16 +40,16 @@ def cached_trace(model: Source, options: TraceOptions | None = None, progress: P
         return trace(model, options, progress)
     try:
         directory = cache_directory()
-        paths = [directory / f"{key}.npz" for key in _keys(model, options)]
+        paths = {fixed: directory / f"{key}.npz" for fixed, key in _keys(model, options).items()}
     except (OSError, TypeError) as error:
         return _noted(trace(model, options, progress), f"off: {_one_line(error)}")
-    for path in paths:
+    for path in paths.values():
         graph = load_graph(path)
         if graph is not None:
             return _noted(bind(graph, options), "hit")
     graph = trace(model, options, progress)
     try:
-        _store(graph, paths[1 if graph.provenance["fixed"] else 0])
+        _store(graph, paths[tuple(graph.provenance["fixed"])])
     except OSError as error:
         return _noted(graph, f"not written: {_one_line(error)}")
     return _noted(graph, "stored")
@@ -65,19 +65,21 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("cosim", appauthor=False)) / "traces"
 
 
-def _keys(model: ModelConfig | HuggingFaceModel, options: TraceOptions) -> tuple[str, str]:
-    """(key of a graph that binds to any size, key of one whose sizes are fixed)."""
+def _keys(model: ModelConfig | HuggingFaceModel, options: TraceOptions) -> dict[tuple[str, ...], str]:
+    """For each set of axes that may be fixed, the key of a graph in which they are."""
     described: Any = canonical(model, options.sequence)
     recipe = dataclasses.asdict(options)
     sizes = {axis: recipe.pop(axis) for axis in ("batch", "sequence")}
     content = {
         "model": [type(described).__name__, dataclasses.asdict(described)],
         "options": recipe,
+        "one_sequence": one_sequence_differs(model, options),
         "sources": _sources(),
         "torch": _version("torch"),
         "transformers": _version("transformers") if isinstance(model, HuggingFaceModel) else None,
     }
-    return _hash(content), _hash({**content, "sizes": sizes})
+    fixed: list[tuple[str, ...]] = [(), ("batch",), ("sequence",), ("batch", "sequence")]
+    return {axes: _hash({**content, "sizes": {axis: sizes[axis] for axis in axes}}) for axes in fixed}
 
 
 def _hash(content: object) -> str:

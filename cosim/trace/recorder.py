@@ -135,7 +135,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # The autograd node of this operator, if it has one, was numbered just before it ran.
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
             return Phase.FORWARD, module
-        if len(self._module_stack) > 1:
+        if torch.is_grad_enabled() or len(self._module_stack) > 1:  # forward again, from within backward
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
             return Phase.RECOMPUTE, module
         node = torch._C._current_autograd_node()

@@ -13,24 +13,32 @@ from dataclasses import dataclass, field
 
 from cosim.graph import Axis, Dim
 
-BATCHES = (263, 227, 179, 347, 383)
+BATCHES = (263, 179, 347, 227, 383)
 SEQUENCES = (1019, 983, 887, 719, 587, 503, 479, 359, 107, 83, 59, 47, 23)
 
 
-def probe_batch(dimensions: Iterable[int]) -> int:
-    """A batch size that divides none of the dimensions."""
-    return _first(BATCHES, list(dimensions))
+def probe_batches(dimensions: Iterable[int]) -> tuple[int, int]:
+    """Two batch sizes that divide none of the dimensions."""
+    known = list(dimensions)
+    allowed = [p for p in BATCHES if _divides_none(p, known)]
+    allowed += BATCHES
+    return allowed[0], allowed[1]
 
 
-def probe_sequences(dimensions: Iterable[int], longest: int | None) -> list[int]:
-    """Sequence lengths to try, longest first, none above `longest` (None: unknown), none that divides a dimension."""
+def probe_sequences(dimensions: Iterable[int], longest: int | None) -> list[tuple[int, int]]:
+    """Pairs of sequence lengths to try, longest first.
+
+    None is above `longest` (None: unknown) and none divides a dimension. The two of a pair are far apart, so that what
+    rounds to blocks differs.
+    """
     known = list(dimensions)
     allowed = [p for p in SEQUENCES if (longest is None or p <= longest) and _divides_none(p, known)]
-    return allowed[:1] + [p for p in allowed if p < 120][:1]
-
-
-def _first(primes: tuple[int, ...], dimensions: list[int]) -> int:
-    return next((p for p in primes if _divides_none(p, dimensions)), primes[0])
+    pairs = []
+    for longest_tried in (SEQUENCES[0], 120):
+        within = [p for p in allowed if p <= longest_tried]
+        apart = [p for p in within if p < 0.75 * within[0]]
+        pairs += [(within[0], apart[0])] if apart else []
+    return pairs
 
 
 def _divides_none(prime: int, dimensions: list[int]) -> bool:

@@ -1,7 +1,8 @@
 """Makes the graph of a training step: chooses the sizes to trace at, records, and binds the graph to the sizes asked
 for.
 
-The sizes are primes first (`sizes.py`), so that the graph binds to any batch and sequence length; a module that
+The sizes are primes first (`sizes.py`), so that the graph binds to any batch and sequence length, which a second
+trace checks where the module is not this project's own; a module that
 refuses them is traced with its actual sequence length, then with both actual sizes. torch is imported when a trace is
 made, not before.
 """
@@ -13,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cosim.graph import OpGraph
 from cosim.trace.options import TraceOptions
-from cosim.trace.sizes import SizeDecoder, probe_batch, probe_sequences
+from cosim.trace.sizes import SizeDecoder, probe_batches, probe_sequences
 from hwmodels.units import InputError
 from workloads.model import Model, ModelConfig
 
@@ -34,23 +37,28 @@ def trace(model: Source, options: TraceOptions | None = None, progress: Progress
     """The graph of one training step of `model`, bound to `options.batch` and `options.sequence`.
 
     `model` is a configuration, a Hugging Face or user module, or a function that builds a module. Where the module
-    could not run at the probing sizes, `axes` lacks "batch" or "sequence"; `provenance["fixed"]` names them with
-    their size. Raises InputError: the module cannot be built, its forward or backward fails, or its control flow
-    depends on data.
+    could not run at the probing sizes, `axes` lacks "batch" or "sequence"; `provenance["fixed"]` names them with their
+    size. Raises InputError: PyTorch is missing, the module cannot be built, its forward or backward fails, or its
+    control flow depends on data.
     """
     options = options or TraceOptions()
     start = time.perf_counter()
-    if progress is not None:
-        progress("importing torch", None)
-    from cosim.trace.run import probing_limits, record
+    tell = progress or (lambda text, fraction: None)
+    tell("importing torch", None)
+    try:
+        from cosim.trace.run import probing_limits, record
+    except ModuleNotFoundError as error:
+        raise InputError(f"tracing a model needs {error.name}; install it with: pip install cosim[trace]") from error
 
     model = canonical(model, options.sequence)
-    if progress is not None:
-        progress("building the model", None)
+    tell("building the model", None)
     failure: InputError | None = None
-    for batch, sequence in _attempts(*probing_limits(model, options)):
+    for decoder, second in _attempts(model, options, *probing_limits(model, options)):
         try:
-            graph = record(model, options, SizeDecoder(batch, sequence), progress)
+            graph = record(model, options, decoder, progress)
+            if second is not None and not same_step(graph, record(model, options, second, progress)):
+                failure = InputError("model: its operators change with its sizes")
+                continue
         except DataDependentError:
             raise
         except InputError as error:
@@ -82,13 +90,49 @@ def bind(graph: OpGraph, options: TraceOptions) -> OpGraph:
     return graph.bind(**{axis: size for axis, size in sizes.items() if axis in graph.axes})
 
 
-def _attempts(dimensions: set[int], longest: int | None) -> Iterator[tuple[int | None, int | None]]:
-    """Pairs of probing batch and sequence, None where the actual size is used."""
-    batch = probe_batch(dimensions)
-    for sequence in probe_sequences(dimensions, longest):
-        yield batch, sequence
-    yield batch, None
-    yield None, None
+def one_sequence_differs(model: Source, options: TraceOptions) -> bool:
+    """Whether a batch of one sequence is traced as such: copies that reorder dimensions vanish where one of them is 1.
+
+    The fused attention of this project's own models makes no such copy.
+    """
+    return options.batch == 1 and not (isinstance(model, ModelConfig) and options.attention == "flash")
+
+
+def _attempts(
+    model: Source, options: TraceOptions, dimensions: set[int], longest: int | None
+) -> Iterator[tuple[SizeDecoder, SizeDecoder | None]]:
+    """Sizes to trace at, and others at which a second trace must be the same; a decoder without a size uses the actual.
+
+    Modules that are not this project's own may do anything with their sizes, so they are traced twice.
+    """
+    batches: list[int | None] = list(probe_batches(dimensions))
+    if one_sequence_differs(model, options):
+        batches = [None, None]
+    twice = not isinstance(model, ModelConfig)
+    for sequence, other in probe_sequences(dimensions, longest):
+        yield SizeDecoder(batches[0], sequence), SizeDecoder(batches[1], other) if twice else None
+    if batches[0] is not None:
+        yield SizeDecoder(batches[0], None), SizeDecoder(batches[1], None) if twice else None
+    yield SizeDecoder(None, None), None
+
+
+def same_step(graph: OpGraph, again: OpGraph) -> bool:
+    """Whether `graph`, bound to the sizes of `again`, is `again`: operators, shapes, storages and lifetimes."""
+    sizes = {axis: again.axes[axis] for axis in ("batch", "sequence") if axis in again.axes}
+    bound = graph.bind(**sizes)
+
+    def shapes(g: OpGraph) -> list[tuple[int, ...]]:
+        return [g.shapes[spec] for spec in g.tensor_spec.tolist()]
+
+    def targets(g: OpGraph) -> list[str]:
+        return [g.kinds[kind].target for kind in g.op_kind.tolist()]
+
+    columns = ("op_phase", "tensor_storage", "storage_bytes", "storage_alloc", "storage_free")
+    return (
+        all(np.array_equal(getattr(bound, column), getattr(again, column)) for column in columns)
+        and targets(bound) == targets(again)
+        and shapes(bound) == shapes(again)
+    )
 
 
 def provenance_of(model: Source, options: TraceOptions, decoder: SizeDecoder) -> dict[str, Any]:

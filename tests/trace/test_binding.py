@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
 
 from cosim.graph import OpGraph
 from cosim.trace import TraceOptions, bind, trace
 from cosim.trace.run import record
-from cosim.trace.sizes import SizeDecoder, probe_batch, probe_sequences
+from cosim.trace.sizes import SizeDecoder, probe_batches, probe_sequences
 from cosim.trace.step import canonical
 from hwmodels.units import InputError
 from workloads.model import ModelConfig
@@ -31,7 +32,7 @@ def described(graph: OpGraph) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("attention", ["flash", "unfused"])
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-@pytest.mark.parametrize("sizes", [(2, 96), (7, 1024)])
+@pytest.mark.parametrize("sizes", [(1, 64), (2, 96), (7, 1024)])
 def test_binding_equals_tracing_again(
     family: str, attention: str, sizes: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
@@ -61,6 +62,34 @@ def test_a_learned_position_table_grows_with_the_sequence(gpt: ModelConfig) -> N
     assert long.parameter_count() - short.parameter_count() == (4096 - 1024) * gpt.hidden
 
 
+def test_one_sequence_without_fused_attention_is_a_graph_of_its_own(gpt: ModelConfig) -> None:
+    """Eager PyTorch copies K and V before the batched product, unless the batch is 1."""
+    one, two = (trace(gpt, TraceOptions(attention="unfused", batch=batch)) for batch in (1, 2))
+    assert len(one) < len(two)
+    assert one.provenance["fixed"] == {"batch": 1}
+    assert {"sequence"} == {"batch", "sequence"} & set(one.axes)
+
+
+def test_a_module_whose_operators_change_with_the_sequence_is_traced_at_its_own() -> None:
+    class Pooled(nn.Module):
+        """Looks at blocks of 64 positions: a number of them that is no multiple of the sequence length."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(50, 16)
+            self.head = nn.Linear(16, 50)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            blocks = x[:, : x.shape[1] // 64 * 64].unflatten(1, (-1, 64)).mean(2)
+            return self.head(x + blocks.mean(1, keepdim=True))
+
+    graph = trace(Pooled, TraceOptions(batch=2, sequence=256))
+    assert graph.provenance["fixed"] == {"sequence": 256}
+    assert graph.axes["batch"] == 2
+    assert any(4 in shape for shape in graph.shapes)
+
+
 def test_a_fixed_axis_says_so_when_another_size_is_asked_for(gpt: ModelConfig) -> None:
     fixed = traced_at(gpt, TraceOptions(batch=2, sequence=64))
     assert "batch" not in fixed.axes
@@ -82,9 +111,9 @@ def test_sizes_decode_into_powers_of_batch_and_sequence() -> None:
 
 def test_probing_sizes_divide_no_dimension_and_fit_the_position_table() -> None:
     dimensions = {263 * 4, 1019, 4096}
-    assert probe_batch(dimensions) not in (263, 1019)
+    assert not {263, 1019} & set(probe_batches(dimensions))
     for longest in (None, 2048, 512, 100):
-        for sequence in probe_sequences(dimensions, longest):
-            assert sequence != 1019
-            assert longest is None or sequence <= longest
+        for pair in probe_sequences(dimensions, longest):
+            assert 1019 not in pair
+            assert longest is None or max(pair) <= longest
     assert probe_sequences(dimensions, 8) == []

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cosim.graph import OpGraph, Phase
 from cosim.trace import TraceOptions, trace
@@ -148,6 +149,26 @@ def test_a_module_with_a_fixed_sequence_length_is_traced_at_it() -> None:
     assert graph.provenance["fixed"] == {"sequence": table}
     assert graph.axes["batch"] == 2
     assert "sequence" not in graph.axes
+
+
+def test_a_modules_own_checkpointing_is_a_phase_of_its_own() -> None:
+    def body(x: Tensor) -> Tensor:
+        return checkpoint(lambda y: F.gelu(y) * y, x, use_reentrant=False)
+
+    graph = trace(lambda: Tiny(body), TraceOptions(batch=2))
+    again = [graph.kinds[graph.op_kind[op]].target for op in np.flatnonzero(graph.op_phase == Phase.RECOMPUTE)]
+    assert again.count("aten.gelu") == 1
+
+
+def test_a_label_shift_counts_as_the_sequence() -> None:
+    class Shifted(Tiny):
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits = super().forward(tokens)
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    graph = trace(Shifted, TraceOptions(batch=2, sequence=16))
+    assert graph.provenance["shifted_sequence"] is True
+    assert {"batch", "sequence"} <= set(graph.axes)
 
 
 def test_a_user_module_may_bring_its_inputs_and_its_loss() -> None:
