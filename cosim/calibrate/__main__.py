@@ -62,7 +62,9 @@ def as_yaml(constants: list[Constant]) -> str:
             if sections[: depth + 1] != previous[: depth + 1]:
                 lines.append("  " * (depth + 1) + f"{section}:")
         previous = sections
-        value = f"{constant.value:.4g}" + (f" {constant.unit}" if constant.unit else "")
+        value = f"{constant.value if abs(constant.value) > 1e-6 else 0.0:.4g}" + (
+            f" {constant.unit}" if constant.unit else ""
+        )
         parts = [f"value: {value}", f'{constant.kind}: "{constant.basis}"']
         if constant.kind == "fitted_on":
             parts += [f"rows: {constant.rows}", f"error_held_out: {constant.held_out:.3f}"]

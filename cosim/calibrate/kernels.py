@@ -17,7 +17,12 @@ from hwmodels.work import Gemm, Pass
 
 GEMM_FLOOR_S = 20e-6  # below it, vidur's resolution of 1 us and the launch are what one sees
 # Chips whose rows speak about this chip's cores.
-RELATIVES = {"a100-sxm-80gb": ("a100-pcie-80gb", "a100-pcie-40gb"), "h100-sxm-80gb": ()}
+RELATIVES: dict[str, tuple[str, ...]] = {
+    "a100-sxm-80gb": ("a100-pcie-80gb", "a100-pcie-40gb"),
+    "h100-sxm-80gb": (),
+    "b200-sxm": (),
+    "v100-sxm2-16gb": ("v100-pcie-32gb",),
+}
 # Sources that time a kernel from the host: rows below this many times the source's floor say nothing about the device.
 _HOST_FLOOR = {"llmcompass": 5.0}
 
@@ -96,7 +101,7 @@ def _above_floor(rows: Sequence[Row], source: str) -> list[Row]:
 
 def calibrate_gemm(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], list[Line], dict[str, float]]:
     """Shape constants on the source with most rows; the efficiency on each source, then their mean."""
-    by_source = {s: gemm_rows(rows, chips, s) for s in ("vidur", "simumax", "llmcompass")}
+    by_source = {s: gemm_rows(rows, chips, s) for s in ("vidur", "simumax", "llmcompass", "deepbench")}
     by_source = {source: found for source, found in by_source.items() if found}
     if not by_source:
         return [], [], {}
@@ -109,13 +114,15 @@ def calibrate_gemm(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], l
         "fixed_us": Free(4.0, 0.0, 10.0),
         "memory": Free(0.85, 0.4, 1.0),
     }
+    if main in ("simumax", "deepbench"):  # it has all layouts
+        free |= {"dgrad": Free(1.0, 0.5, 1.5), "wgrad": Free(0.96, 0.5, 1.5)}
 
     def model(values: dict[str, float]) -> Predict:
         return predictor(chips, lambda chip: with_gemm(chip, values))
 
     shape = fit(free, model, by_source[main])
     values = dict(shape.values)
-    if "simumax" in by_source:
+    if "simumax" in by_source and main != "simumax":
         values |= _layouts(by_source["simumax"], chips, values)
     efficiencies = {main: values["efficiency"]}
     for source in by_source.keys() - {main}:
@@ -124,7 +131,7 @@ def calibrate_gemm(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], l
     values["efficiency"] = sum(efficiencies.values()) / len(efficiencies)
     predict = model(values)
     lines = [line_of("gemm 16-bit >= 20 us", source, predict, found) for source, found in by_source.items()]
-    basis = f"{main} GEMM fp16 >= 20 us"
+    basis = f"{main} GEMM {'bf16' if main == 'simumax' else 'fp16'} >= 20 us"
     each = ", ".join(f"{source} {value:.3f}" for source, value in sorted(efficiencies.items()))
     held = sum(line.held_out.mean for line in lines) / len(lines)
     constants = [
@@ -143,11 +150,11 @@ def calibrate_gemm(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], l
         constants.append(constant_of(path, values[key], unit, basis, shape, key))
     constants.append(constant_of("memory.gemm", values["memory"], "", basis, shape, "memory"))
     for key in ("dgrad", "wgrad"):
-        if key in values:
-            n = len(by_source["simumax"])
-            constants.append(
-                Constant(f"gemm.{key}", values[key], "", "simumax, A100 PCIe 80 GB, against its TN rows", n, held)
-            )
+        if key in shape.values:
+            constants.append(constant_of(f"gemm.{key}", values[key], "", basis, shape, key))
+        elif key in values:
+            text, n = "simumax, A100 PCIe 80 GB, against its TN rows", len(by_source["simumax"])
+            constants.append(Constant(f"gemm.{key}", values[key], "", text, n, held))
     return constants, lines, values
 
 
@@ -176,7 +183,7 @@ def calibrate_simd(rows: Sequence[Row], chips: Chips, gemm: Mapping[str, float])
 
     one = fit({"simd_efficiency": Free(0.85, 0.3, 1.0)}, model, found)
     lines = [line_of("gemm fp32 >= 20 us", "neusight", model(one.values), found)]
-    basis = "neusight GEMM fp32, A100 PCIe 40 GB"
+    basis = f"neusight GEMM fp32, {' and '.join(sorted({row.accelerator for row in found}))}"
     return [
         constant_of("gemm.simd_efficiency", one.values["simd_efficiency"], "", basis, one, "simd_efficiency")
     ], lines

@@ -21,6 +21,9 @@ def calibrate_links(rows: Sequence[Row], chip: Accelerator) -> tuple[list[Consta
     messages = [r for r in inside if r.op == "send_recv" and _bytes(r) >= 2**20]
     constants: list[Constant] = []
     lines: list[Line] = []
+    fabric = chip.links.fabric
+    if fabric is not None and fabric.topology != "switch":  # without a switch only the full group has all links
+        reduces = [r for r in reduces if isinstance(r.works[0], Collective) and r.works[0].devices == fabric.domain]
     sources = sorted({row.source for row in reduces})
     # nccl-tests runs kernels back to back; torch.distributed is kept as a second opinion where there are both.
     main = (

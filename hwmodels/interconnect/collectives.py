@@ -88,7 +88,7 @@ def _rate(link: Link, sent: float, buffer: float) -> float:
     """Bytes per second and device, with the part of the copying in local memory that is not hidden."""
     if link.copy_bytes_per_s == 0.0 or sent == 0.0:
         return link.sustained_bytes_per_s
-    return sent / (sent / link.sustained_bytes_per_s + buffer / link.copy_bytes_per_s)
+    return 1.0 / (1.0 / link.sustained_bytes_per_s + buffer / sent / link.copy_bytes_per_s)
 
 
 def _point_to_point(work: Collective, tier: str, link: Link) -> Plan:

@@ -94,14 +94,10 @@ def attention_cost(
     `flops` counts unmasked scores only: 4 (forward) or 10 (backward) x batch x heads x scores x head_dim, halved if
     causal.
     """
+    if work.format in ("fp64", "fp32", "tf32"):
+        raise InputError(f"attention by {work.algorithm} has no {work.format} kernel; allowed are fp16, bf16, fp8")
     if macs_per_cycle == 0:
-        raise InputError(
-            f"attention by {work.algorithm} runs in fp16, bf16 or fp8; this chip's matrix unit lacks {work.format}"
-        )
-    if work.format in ("fp32", "tf32", "fp64"):
-        raise InputError(
-            f"attention by {work.algorithm} has no {work.format} kernel; allowed are fp16, bf16 and, where listed, fp8"
-        )
+        raise InputError(f"attention by {work.algorithm}: this chip's matrix unit lacks {work.format}")
     forward = work.phase == "forward"
     dim = -(-work.head_dim // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
     rows, keys = _block(work.algorithm, work.head_dim, forward)

@@ -153,7 +153,7 @@ class TensorCore:
         full = math.floor(waves)
         last = waves - full
         billed = max(1.0, full + (c.last_wave * last + 1.0 - c.last_wave if last > 0 else 0.0))
-        rate = core_flops * (1.0 - c.tile_loss) ** _HALVINGS[tile]
+        rate = core_flops * float((1.0 - c.tile_loss) ** _HALVINGS[tile])
         return billed * 2.0 * tile[0] * tile[1] * (-(-work.k // split) + c.prologue_k) / rate
 
     def _tiled(
@@ -195,7 +195,7 @@ class _Rates:
 
 
 def _unaligned(work: Gemm, element: float) -> bool:
-    """Whether a dimension that is contiguous in memory is no multiple of 16 bytes, which the tensor cores' loads need."""
+    """Whether a dimension that is contiguous in memory is no multiple of 16 bytes, as tensor cores' loads need."""
     step = max(1, int(16 / element))
     first = work.m if work.layout == "NT" else work.k
     return first % step != 0 or (work.n % step != 0 and work.n > 1)

@@ -14,7 +14,13 @@ from hwmodels.units import InputError
 from hwmodels.work import Attention, Collective, Gemm
 
 PUBLISHED = Path(__file__).parents[2] / "cosim" / "validate" / "published"
-CHIPS = {name: load(name) for name in ("a100-sxm-80gb", "a100-pcie-80gb", "a100-pcie-40gb", "h100-sxm-80gb")}
+CHIPS = {
+    name: load(name)
+    for name in (
+        *("a100-sxm-80gb", "a100-pcie-80gb", "a100-pcie-40gb", "h100-sxm-80gb"),
+        *("v100-sxm2-16gb", "v100-pcie-32gb"),
+    )
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,34 @@ import yaml
 from hwmodels.accelerator import load, load_raw, names, summary
 from hwmodels.units import InputError
 
-# Dense peaks in TFLOP/s as the datasheets print them (NVIDIA A100 2022, H100 2023, H200 2024).
-A100 = {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "int8": 624}
-H100 = {"fp64": 34, "fp32": 67, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5, "fp8": 1979, "int8": 1979}
-DATASHEETS = {
+# Dense peaks in TFLOP/s as the datasheets print them (NVIDIA V100 2020, A100 2022, H100 2023, H200 and HGX B200 2024).
+A100: dict[str, float] = {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "int8": 624}
+H100: dict[str, float] = {
+    "fp64": 34,
+    "fp32": 67,
+    "tf32": 494.5,
+    "bf16": 989.5,
+    "fp16": 989.5,
+    "fp8": 1979,
+    "int8": 1979,
+}
+B200: dict[str, float] = {
+    "fp32": 75,
+    "tf32": 1125,
+    "bf16": 2250,
+    "fp16": 2250,
+    "fp8": 4500,
+    "int8": 4500,
+    "fp6": 4500,
+    "fp4": 9000,
+}
+V100: dict[str, float] = {"fp64": 7.8, "fp32": 15.7, "fp16": 125}
+V100_PCIE: dict[str, float] = {"fp64": 7, "fp32": 14, "fp16": 112}
+DATASHEETS: dict[str, tuple[dict[str, float], float, int, int]] = {
+    "b200-sxm": (B200, 8000e9, 180, 1000),
+    "v100-sxm2-16gb": (V100, 900e9, 16, 300),
+    "v100-sxm2-32gb": (V100, 900e9, 32, 300),
+    "v100-pcie-32gb": (V100_PCIE, 900e9, 32, 250),
     "a100-sxm-40gb": (A100, 1555e9, 40, 400),
     "a100-sxm-80gb": (A100, 2039e9, 80, 400),
     "a100-pcie-40gb": (A100, 1555e9, 40, 250),
@@ -23,6 +47,10 @@ DATASHEETS = {
     "h100-sxm-96gb-hbm2e-500w": (H100, 2400e9, 96, 500),
     "h200-sxm": (H100, 4800e9, 141, 700),
 }
+
+
+def test_every_library_file_is_checked_against_its_datasheet() -> None:
+    assert sorted(DATASHEETS) == names()
 
 
 @pytest.mark.parametrize("name", sorted(DATASHEETS))
