@@ -21,7 +21,7 @@ _ROWS = frozenset(["norm", "norm_backward", "reduction", "softmax", "softmax_bac
 
 
 def fuse(graph: OpGraph, scope: str, loss: bool = False) -> OpGraph:
-    """The graph with fused kernels in its repeated blocks (scope "block") or everywhere ("model"); `loss`: there too."""
+    """The graph with fused kernels in its repeated blocks (scope "block") or all of it ("model"); `loss`: there too."""
     groups = _groups(graph, scope, FUSIBLE | {"loss"} if loss else FUSIBLE, loss)
     return _rewrite(graph, groups) if groups else graph
 

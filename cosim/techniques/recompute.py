@@ -61,7 +61,7 @@ def saved_ops(graph: OpGraph, region: Region) -> frozenset[int]:
 
 
 def attention_cores(graph: OpGraph) -> list[Region]:
-    """For each softmax in forward: the ops from the matrix product before it to the one after it."""
+    """For each softmax in forward: the matrix product before it, and what follows from it up to the next product."""
     classes = [kind.op_class for kind in graph.kinds]
     regions: list[Region] = []
     forward = np.flatnonzero(graph.op_phase == Phase.FORWARD).tolist()
@@ -72,8 +72,19 @@ def attention_cores(graph: OpGraph) -> list[Region]:
         first = _neighbour(graph, classes, op, layer, step=-1)
         last = _neighbour(graph, classes, op, layer, step=+1)
         if first is not None and last is not None:
-            regions.append(list(range(first, last + 1)))
+            regions.append(_following(graph, first, last))
     return regions
+
+
+def _following(graph: OpGraph, first: int, last: int) -> list[int]:
+    """`first` and the ops up to `last` that read what it leads to: copies of V between them are not among these."""
+    made: set[int] = set()
+    region: list[int] = []
+    for op in range(first, last + 1):
+        if op == first or made.intersection(graph.tensor_storage[graph.op_inputs.row(op)].tolist()):
+            region.append(op)
+            made.update(graph.tensor_storage[graph.op_outputs.row(op)].tolist())
+    return region
 
 
 def _neighbour(graph: OpGraph, classes: list[str], op: int, layer: int, step: int) -> int | None:
@@ -125,7 +136,7 @@ def rematerialize(graph: OpGraph, regions: Sequence[Region], saved: Sequence[fro
                 if graph.storage_alloc[storage] not in again and graph.storage_alloc[storage] >= 0:
                     users = [len(reruns) - 1, *([extended[storage]] if storage in extended else [])]
                     extended[storage] = max(users, key=lambda i: reruns[i].before)
-    return _assemble(graph, reruns, extended, storage_free)
+    return _assemble(graph, reruns, extended, storage_free) if reruns else graph
 
 
 class _StorageAccess:
@@ -203,7 +214,7 @@ def _assemble(
     inputs, outputs = columns.operands(source, is_rerun, reruns, rerun_at)
     for storage, i in extended.items():
         end = rerun_at[i] + len(reruns[i].ops) - 1
-        columns.free[storage] = max(columns.free[storage], end)
+        columns.keep_until(storage, end)
     columns.settle_last_reads(inputs)
     picked = np.array(source, dtype=np.int64)
     rerun_mask = np.array(is_rerun)
@@ -279,6 +290,7 @@ class _Columns:
             for position in range(at, at + len(reruns[i].ops)):
                 owner[position] = reruns[i]
         replaced: dict[int, int] = {}
+        storages: dict[int, int] = {}
         inputs: list[list[int]] = []
         outputs: list[list[int]] = []
         for position, op in enumerate(source):
@@ -288,13 +300,22 @@ class _Columns:
                 inputs.append([copies.get(tensor, tensor) for tensor in reads])
                 outputs.append([copies[tensor] for tensor in makes])
                 replaced.update(copies)
+                storages.update(owner[position].storages)
             elif graph.op_phase[op] == Phase.FORWARD:
                 inputs.append(reads)
                 outputs.append(makes)
             else:
                 inputs.append([replaced.get(tensor, tensor) for tensor in reads])
                 outputs.append(makes)
+                for tensor in makes:  # views of what was dropped
+                    self.tensor_storage[tensor] = storages.get(self.tensor_storage[tensor], self.tensor_storage[tensor])
         return inputs, outputs
+
+    def keep_until(self, storage: int, op: int) -> None:
+        """What a rerun reads from outside its region is kept for backward: an activation."""
+        self.free[storage] = max(self.free[storage], op)
+        if self.category[storage] == Category.TEMPORARY:
+            self.category[storage] = int(Category.ACTIVATIONS)
 
     def settle_last_reads(self, inputs: list[list[int]]) -> None:
         """Copies that backward does not need are freed after the last op of the rerun that reads them."""

@@ -1,0 +1,150 @@
+"""Fusion as a rewrite of the graph: what it may change, and what must stay."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cosim.graph import Category, OpGraph, Phase
+from cosim.techniques.fusion import FUSIBLE, fuse
+from cosim.techniques.recompute import recompute
+from cosim.trace.vocabulary import flops, kind_bytes
+
+Traced = Callable[..., OpGraph]
+OPTIONS = [
+    {"attention": "flash", "autocast_format": "bf16", "dropout": 0.1},
+    {"attention": "unfused", "parameter_format": "bf16", "master_format": "fp32", "gradient_format": "fp32"},
+]
+
+
+def kernels(graph: OpGraph) -> int:
+    """Ops that launch a kernel, the optimizer's left out."""
+    views = np.array([kind.op_class == "view" for kind in graph.kinds])
+    return int((~views[graph.op_kind] & (graph.op_phase != Phase.OPTIMIZER)).sum())
+
+
+def moved(graph: OpGraph) -> float:
+    """Bytes over memory, each operand of each kernel once."""
+    per_kind = [sum(kind_bytes(graph, kind)) for kind in graph.kinds]
+    return float(sum(per_kind[kind] for kind in graph.op_kind.tolist()))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_matrix_products_stay_and_memory_traffic_and_kernels_fall(
+    name: str, options: dict[str, object], traced: Traced, alive: Callable[[OpGraph], None]
+) -> None:
+    graph = traced(name, **options)
+    block, model = fuse(graph, "block"), fuse(graph, "model")
+    for fused in (block, model):
+        assert sum(flops(fused)) == sum(flops(graph))
+        alive(fused)
+    assert kernels(model) < kernels(block) < kernels(graph)
+    assert moved(model) < moved(block) < moved(graph)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_a_fused_kernel_reads_and_writes_what_it_must_once(
+    name: str, options: dict[str, object], traced: Traced
+) -> None:
+    """By brute force on storages: what a group reads that it did not make, and makes that anyone reads later."""
+    graph = traced(name, **options)
+    fused = fuse(graph, "model")
+    classes = [kind.op_class for kind in graph.kinds]
+    origin = _members(graph, fused)
+    last_read: dict[int, int] = {}
+    for op in range(len(graph)):
+        for tensor in graph.op_inputs.row(op).tolist():
+            last_read[int(graph.tensor_storage[tensor])] = op
+    found = 0
+    for op, group in origin.items():
+        if len(group) == 1:
+            continue
+        found += 1
+        assert all(classes[graph.op_kind[member]] in FUSIBLE for member in group)
+        reads: set[int] = set()
+        made: set[int] = set()
+        for member in group:
+            reads |= {int(graph.tensor_storage[t]) for t in graph.op_inputs.row(member).tolist()} - made
+            made |= {int(graph.tensor_storage[t]) for t in graph.op_outputs.row(member).tolist()}
+            made |= {int(graph.tensor_storage[t]) for t in _written(graph, member)}
+        needed = {s for s in made if last_read.get(s, -1) > group[-1] or graph.storage_free[s] > group[-1]}
+        assert {int(fused.tensor_storage[t]) for t in fused.op_inputs.row(op).tolist()} == reads
+        written = {int(fused.tensor_storage[t]) for t in fused.op_outputs.row(op).tolist()}
+        assert {s for s in needed if last_read.get(s, -1) > group[-1]} <= written <= made
+    assert found > 10
+
+
+def _written(graph: OpGraph, op: int) -> list[int]:
+    inputs = graph.op_inputs.row(op).tolist()
+    return [inputs[i] for i in graph.kinds[graph.op_kind[op]].mutated]
+
+
+def _members(graph: OpGraph, fused: OpGraph) -> dict[int, list[int]]:
+    """Op of the fused graph -> the ops of the graph that it stands for, found by walking both in order."""
+    members: dict[int, list[int]] = {}
+    op = 0
+    views = [kind.op_class == "view" for kind in graph.kinds]
+    for number in range(len(fused)):
+        kind = fused.kinds[fused.op_kind[number]]
+        wanted = list(kind.attribute("members", ())) or [int(fused.op_kind[number])]
+        group = []
+        skipped = []
+        while len(group) < len(wanted):
+            if int(graph.op_kind[op]) == wanted[len(group)]:
+                group.append(op)
+            else:
+                assert views[graph.op_kind[op]]
+                skipped.append(op)
+            op += 1
+        members[number] = group
+    return members
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_what_backward_needs_survives(name: str, traced: Traced, saved: Callable[[OpGraph], int]) -> None:
+    graph = traced(name, **OPTIONS[0])
+    fused = fuse(graph, "model", loss=True)
+    kept = graph.storage_category == Category.ACTIVATIONS
+    assert (fused.storage_alloc[kept] >= 0).all()
+    assert saved(fused) == saved(graph)
+
+
+def test_intermediates_are_never_allocated(traced: Traced, live: Callable[..., np.ndarray]) -> None:
+    graph = traced("llama", **OPTIONS[0])
+    fused = fuse(graph, "model", loss=True)
+    gone = (graph.storage_alloc >= 0) & (fused.storage_alloc < 0)
+    assert gone.sum() > 30
+    assert (graph.storage_category[gone] == Category.TEMPORARY).all()
+    touched = fused.tensor_storage[np.concatenate([fused.op_inputs.indices, fused.op_outputs.indices])]
+    assert not np.isin(np.flatnonzero(gone), touched).any()
+    assert live(fused, Category.TEMPORARY).max() <= live(graph, Category.TEMPORARY).max()
+
+
+def test_block_scope_leaves_the_rest_eager_and_the_loss_is_its_own_choice(traced: Traced) -> None:
+    """torchtitan compiles each block and not the loss; Composer the whole model."""
+    graph = traced("llama", **OPTIONS[0])
+    outside = lambda g: int((g.op_layer[[k == "fused" for k in _targets(g)]] < 0).sum())  # noqa: E731
+    assert outside(fuse(graph, "block")) == 0
+    assert outside(fuse(graph, "model")) > 0
+    for scope in ("block", "model"):
+        without, with_loss = fuse(graph, scope), fuse(graph, scope, loss=True)
+        assert sum(target.startswith("aten.nll_loss") for target in _targets(without)) == 2
+        assert sum(target.startswith("aten.nll_loss") for target in _targets(with_loss)) == 0
+        assert kernels(with_loss) < kernels(without)
+
+
+def _targets(graph: OpGraph) -> list[str]:
+    return [graph.kinds[kind].target for kind in graph.op_kind.tolist()]
+
+
+@pytest.mark.parametrize("policy", ["selective", "selective_op", "full", 2])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_fused_graphs_recompute(
+    policy: str | int, options: dict[str, object], traced: Traced, alive: Callable[[OpGraph], None]
+) -> None:
+    graph = recompute(fuse(traced("gpt", **options), "block"), policy)
+    alive(graph)
+    plain = recompute(traced("gpt", **options), policy)
+    assert sum(flops(graph)) == sum(flops(plain))
