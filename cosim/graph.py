@@ -80,9 +80,7 @@ class OpKind:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the module: its qualified name, shape and format, and the repeated block that it lives in (-1:
-    none).
-    """
+    """A parameter of the module: qualified name, shape and format, and the block that it lives in (-1: none)."""
 
     name: str
     spec: int
@@ -93,9 +91,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of identical blocks, found in the traced ops: `path` with `*` for the number, and one entry per
-    instance.
-    """
+    """A run of identical blocks, found in the traced ops; `path` has `*` for their number."""
 
     path: str
     layers: tuple[int, ...]  # values of `op_layer`, in forward order
@@ -126,8 +122,7 @@ class Csr:
 
 @dataclass(frozen=True)
 class OpGraph:
-    """A traced training step. Row i of the `op_*` columns is the i-th op in execution order; views are ops that cost
-    nothing.
+    """A traced training step. Row i of the `op_*` columns is the i-th op that ran; views are ops that cost nothing.
 
     `storage_alloc` and `storage_free` are op indices: the storage comes to life with op `alloc` (-1: before the step)
     and its memory is given back right after op `free` (number of ops: never within the step). They are PyTorch's own
@@ -194,13 +189,13 @@ class OpGraph:
         seen = {p.storage: math.prod(self.shapes[p.spec]) for p in self.parameters if p.trainable or not trainable_only}
         return sum(seen.values())
 
-    def to_networkx(self) -> networkx.DiGraph:
+    def to_networkx(self) -> networkx.DiGraph[int]:
         """Ops as nodes with their attributes; an edge per tensor from its producer to each reader, with bytes and
         whether saved.
         """
         import networkx
 
-        graph = networkx.DiGraph(axes=dict(self.axes))
+        graph: networkx.DiGraph[int] = networkx.DiGraph(axes=dict(self.axes))
         producer: dict[int, int] = {}
         for op in range(len(self)):
             kind = self.kinds[self.op_kind[op]]

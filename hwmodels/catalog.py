@@ -52,7 +52,12 @@ def resolve(
     if not isinstance(data, dict):
         raise InputError(f"{path}: must be a mapping of keys to values")
     label = path.name
-    return (_variation(data, label, depth) if "base" in data else data), label
+    if "base" not in data:
+        return data, label
+    base = data["base"]
+    if isinstance(base, str) and base.endswith((".yaml", ".yml")):  # as the file sees it
+        data = {**data, "base": str(path.parent / base)}
+    return _variation(data, label, depth), label
 
 
 def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:

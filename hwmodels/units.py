@@ -1,7 +1,8 @@
 """Quantities as people write them ("3.35 TB/s", "80 GiB", "1.98 GHz") become SI numbers, and SI numbers become text.
 
-A table and one regular expression: pint takes half a second to import and reads "400 Gb/s" as gilberts per second.
-Bits and bytes are told apart by case (`Gb`, `Gbit` against `GB`), powers of ten by k M G T P E, powers of two by Ki Mi Gi Ti Pi.
+A table and one regular expression: pint takes half a second to import and reads "400 Gb/s" as gilberts per second. Bits
+and bytes are told apart by case (`Gb`, `Gbit` against `GB`), powers of ten by k M G T P E, powers of two by Ki Mi Gi Ti
+Pi.
 """
 
 import math
@@ -9,7 +10,9 @@ import re
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one sentence that names file, key, value and what is allowed."""
+    """What the user gave cannot be used; the message is one sentence that names file, key, value and what is
+    allowed.
+    """
 
 
 # dimension -> (SI unit, {unit without prefix: factor})

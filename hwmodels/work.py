@@ -8,9 +8,10 @@ Phase = Literal["forward", "backward"]
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """`batch` products C[m, n] += A[m, k] B[k, n]; `layout` as BLAS writes it (TN forward, NN dgrad, NT wgrad of a linear layer).
+    """`batch` products C[m, n] += A[m, k] B[k, n]; `layout` as BLAS writes it (TN forward, NN dgrad, NT wgrad of a
+    linear layer).
 
-    `groups` > 1 with the same m per group is a grouped GEMM in one kernel. `epilogue_bytes` are read or written by a fused epilogue.
+    `epilogue_bytes` are read or written by a fused epilogue.
     """
 
     m: int
@@ -25,7 +26,7 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention by a named algorithm (flash-1 flash-2 flash-3 flash-triton cudnn); masked blocks are skipped where it can."""
+    """Attention by a named algorithm (flash-1 flash-2 flash-3 flash-triton cudnn), which may skip masked blocks."""
 
     algorithm: str
     phase: Phase
@@ -45,8 +46,9 @@ class Attention:
 class Pass:
     """One kernel that streams over memory: pointwise, reduction, norm, softmax, copy, cast, gather, optimizer update.
 
-    `vector_ops` and `special_ops` (exp, rsqrt, tanh, erf, ...) are totals over all elements; `kind` selects the access pattern
-    for the sustained bandwidth: stream (pointwise, copy), row (norms, softmax, row reductions), gather (embedding, index), transpose.
+    `vector_ops` and `special_ops` (exp, rsqrt, tanh, erf, ...) are totals over all elements; `kind` selects the access
+    pattern for the sustained bandwidth: stream (pointwise, copy), row (norms, softmax, row reductions), gather
+    (embedding, index), transpose.
     """
 
     read_bytes: float
@@ -59,10 +61,11 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """A collective over `devices` members, `per_node` of them on each node; `bytes` is the full buffer (as nccl-tests' size).
+    """A collective over `devices` members, `per_node` of them on each node; `bytes` is the full buffer (as nccl-tests'
+    size).
 
-    all_gather: bytes is the gathered output; reduce_scatter: the unreduced input; all_reduce: the buffer; all_to_all: the
-    buffer that each rank holds; broadcast, send_recv: the message.
+    all_gather: bytes is the gathered output; reduce_scatter: the unreduced input; all_reduce: the buffer; all_to_all:
+    the buffer that each rank holds; broadcast, send_recv: the message.
     """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
@@ -75,10 +78,10 @@ class Collective:
 class Cost:
     """What a piece of work costs when it runs alone at the nominal clock.
 
-    `time_s` includes the kernel's fixed time on the device. `bytes_per_level` counts traffic ("hbm", "l2", "link", ...).
-    `core_share` and `memory_share` (0..1) are the fractions of the cores and of the sustained memory bandwidth that it keeps busy
-    while it runs: what it loses when something else takes them. `limited_by` is the longest of its parts.
-    `energy_j` is dynamic energy; idle power is the device's, over time.
+    `time_s` includes the kernel's fixed time on the device. `bytes_per_level` counts traffic ("hbm", "l2", "link",
+    ...). `core_share` and `memory_share` (0..1) are the fractions of the cores and of the sustained memory bandwidth
+    that it keeps busy while it runs: what it loses when something else takes them. `limited_by` is the longest of its
+    parts. `energy_j` is dynamic energy; idle power is the device's, over time.
     """
 
     time_s: float

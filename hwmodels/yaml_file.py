@@ -106,7 +106,9 @@ def decode(data: bytes, where: str) -> str:
 
 
 def _check_depth(text: str, where: str) -> None:
-    """Refuses deep nesting from the events, which are read without recursion; libyaml's composer would end the process."""
+    """Refuses deep nesting from the events, which are read without recursion; libyaml's composer would end the
+    process.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):

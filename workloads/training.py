@@ -33,11 +33,11 @@ def loss_of_output(
     if isinstance(output, Tensor):
         if output.dim() == 0:
             return output
-        value = loss(output, labels, fused=fused, in_fp32=in_fp32)
+        scalar = loss(output, labels, fused=fused, in_fp32=in_fp32)
         with torch.no_grad():
             for _ in range(logged):
                 loss(output, labels, in_fp32=False)
-        return value
+        return scalar
     fields = output if isinstance(output, Mapping) else {key: getattr(output, key, None) for key in ("loss", "logits")}
     for key in ("loss", "logits"):
         value = fields.get(key)

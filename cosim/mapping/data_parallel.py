@@ -323,8 +323,8 @@ class _Step:
             size = self.units[layer].trainable * self.plan.formats.parameter
             self.rank.release(delta(Category.GRADIENTS, -size, 1.0), micro_step, Phase.OPTIMIZER)
         for layer in sorted(self.shards):
-            size = self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree
-            self.rank.release(delta(Category.GRADIENTS, -size, 1.0), micro_step, Phase.OPTIMIZER)
+            shard = self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree
+            self.rank.release(delta(Category.GRADIENTS, -shard, 1.0), micro_step, Phase.OPTIMIZER)
         if self.stack.syncs_each_step:
             self.rank.synchronise(micro_step, Phase.OPTIMIZER)
         self.fetch_updated_parameters(Phase.OPTIMIZER)

@@ -155,9 +155,13 @@ def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, i
     if not work.causal:
         return outer, inner, query_blocks * key_blocks
     offset = work.seq_k - work.seq_q  # the last query sees the last key
-    pairs = sum(min(key_blocks, max(0, -(-((i + 1) * rows + offset) // keys))) for i in range(min(query_blocks, 4096)))
-    if query_blocks > 4096:  # closed form of the triangle, where a sum would be slow
-        pairs = round(query_blocks * key_blocks / 2 + (query_blocks + key_blocks) / 2)
+    if query_blocks <= 64 or offset:
+        blocks = range(query_blocks)
+        pairs = sum(min(key_blocks, max(0, -(-((i + 1) * rows + offset) // keys))) for i in blocks)
+    else:  # the same triangle in closed form: a block of rows ends inside a block of keys (1 - gcd / keys) / 2 of the time
+        rounding = query_blocks * (1.0 - math.gcd(rows, keys) / keys) / 2.0
+        pairs = round(query_blocks * (query_blocks + 1) / 2.0 * rows / keys + rounding)
+        pairs = min(pairs, query_blocks * key_blocks)
     return outer, inner, pairs
 
 
