@@ -26,6 +26,7 @@ class TraceOptions:
     dropout: float = 0.0
     parameter_format: str = "fp32"  # the module is built in it
     autocast_format: str | None = None  # torch.autocast around forward and loss
+    autocast_norms_in_fp32: bool = True  # as CUDA's autocast does; False: programs whose norms cast to autocast_format
     master_format: str | None = None  # fp32: the optimizer updates separate copies, which are copied back
     gradient_format: str | None = None  # in which gradients reach the optimizer; None: as backward makes them
     optimizer: str = "adamw"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,82 @@ from workloads import operators
 
 @contextmanager
 def cuda_operators() -> Iterator[None]:
-    """While open: attention, dropout and RMS norm are one operator each."""
+    """While open: attention, dropout, RMS norm and softmax in another format are one operator each."""
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("scaled_dot_product_attention", _attention, "AutogradCPU")
         library.impl("dropout", _dropout, "AutogradCPU")
         library.impl("rms_norm", _rms_norm, "AutogradCPU")
+        for name in ("softmax", "log_softmax"):
+            kernel = getattr(torch.ops.aten, f"_{name}").default
+            library.impl(f"{name}.int", _widening(kernel), "AutogradCPU")
         yield
+
+
+# Operators that CUDA's autocast runs in fp32 and the CPU's leaves alone: aten/src/ATen/autocast_mode.h, AT_FORALL_FP32
+# and AT_FORALL_FP32_SET_OPT_DTYPE, as far as Transformers use them.
+_IN_FP32 = (
+    *("layer_norm", "group_norm", "nll_loss", "cumsum", "sum", "sum.dim_IntList"),
+    *("exp", "log", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "reciprocal", "rsqrt", "softplus", "logsumexp"),
+)
+_NORMS = ("layer_norm", "group_norm")
+
+
+@contextmanager
+def cuda_autocast(format: torch.dtype | None, norms_in_fp32: bool) -> Iterator[None]:
+    """Autocast to `format` as on a CUDA device (None: no autocast).
+
+    Norms read and write fp32 there; `norms_in_fp32=False` is for programs whose norms cast to `format` themselves.
+    """
+    if format is None:
+        yield
+        return
+    with (
+        torch.library._scoped_library("aten", "IMPL") as library,
+        torch.library._scoped_library("cosim", "IMPL") as own,
+        torch.autocast("cpu", format),
+    ):
+        for name in _IN_FP32:
+            wide = norms_in_fp32 or name not in _NORMS
+            library.impl(name, _casting(_overload(f"aten.{name}"), torch.float32 if wide else format), "AutocastCPU")
+        for name in ("softmax", "log_softmax"):
+            library.impl(f"{name}.int", _to_fp32(_overload(f"aten.{name}.int")), "AutocastCPU")
+        if not norms_in_fp32:
+            own.impl("rms_norm", _casting(torch.ops.cosim.rms_norm.default, format), "AutocastCPU")
+        yield
+
+
+def _overload(name: str) -> Any:
+    _, packet, overload = f"{name}.default".split(".")[:3]
+    return getattr(getattr(torch.ops.aten, packet), overload)
+
+
+def _casting(operator: Any, dtype: torch.dtype) -> Any:
+    """The operator on its floating-point operands in `dtype`, itself outside autocast."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return operator(*(_cast(arg, dtype) for arg in args), **kwargs)
+
+    return run
+
+
+def _to_fp32(softmax: Any) -> Any:
+    """A softmax that writes fp32 whatever it reads."""
+
+    def run(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return softmax(x, dim, dtype or torch.float32)
+
+    return run
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.to(dtype)
+    return value
 
 
 def _attention(
@@ -56,6 +127,17 @@ def _attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
     return out
+
+
+def _widening(kernel: Any) -> Any:
+    """A softmax whose CUDA kernel reads 16-bit numbers and writes fp32 without a cast in between."""
+
+    def run(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+        if dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+            return kernel(x, dim, True)
+        return kernel(x if dtype is None else x.to(dtype), dim, False)
+
+    return run
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from cosim.graph import OpGraph
 from cosim.trace.assemble import Roles, assemble
 from cosim.trace.options import TraceOptions
 from cosim.trace.recorder import HostNumbers, Recorder
-from cosim.trace.replacements import cuda_operators
+from cosim.trace.replacements import cuda_autocast, cuda_operators
 from cosim.trace.sizes import SizeDecoder
 from cosim.trace.step import DataDependentError, Progress, Source, provenance_of
 from hwmodels.units import InputError
@@ -58,7 +58,7 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
         optimizer = Optimizer(module, options)
         roles = _register(recorder, module, optimizer, inputs, labels)
         with _explained(), recorder, recorder.modules_of(module):
-            with torch.autocast("cpu", DTYPES[options.autocast_format]) if options.autocast_format else nullcontext():
+            with cuda_autocast(DTYPES.get(str(options.autocast_format)), options.autocast_norms_in_fp32):
                 loss = loss_of_output(
                     _call(module, inputs),
                     labels,

@@ -216,3 +216,20 @@ def test_autocast_casts_each_weight_once(gpt: ModelConfig) -> None:
     assert len(cast_weights) == len(set(cast_weights))
     products = {graph.specs[k.inputs[-1]].dtype for k in graph.kinds if k.op_class == "matmul"}
     assert products == {"bf16"}
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_norms_and_softmax_under_autocast_run_in_the_formats_of_a_cuda_device(gpt: ModelConfig, wide: bool) -> None:
+    """aten/src/ATen/autocast_mode.h lists layer_norm and softmax among the operators that CUDA runs in fp32."""
+    options = TraceOptions(autocast_format="bf16", attention="unfused", autocast_norms_in_fp32=wide)
+    graph = trace(gpt, options)
+
+    def formats(target: str, outputs: bool = False) -> set[str]:
+        kinds = [kind for kind in graph.kinds if kind.target == target]
+        return {graph.specs[spec].dtype for k in kinds for spec in (k.outputs if outputs else k.inputs)}
+
+    assert formats("aten.native_layer_norm") == {"fp32" if wide else "bf16"}
+    assert formats("aten._softmax") == {"bf16"}
+    assert formats("aten._softmax", outputs=True) == {"fp32"}
+    assert formats("aten._softmax_backward_data") == {"fp32"}
+    assert formats("aten.bmm") == {"bf16"}
