@@ -158,7 +158,7 @@ def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, i
     if query_blocks <= 64 or offset:
         blocks = range(query_blocks)
         pairs = sum(min(key_blocks, max(0, -(-((i + 1) * rows + offset) // keys))) for i in blocks)
-    else:  # the same triangle in closed form: a block of rows ends inside a block of keys (1 - gcd / keys) / 2 of the time
+    else:  # the same triangle in closed form; rounding up to whole blocks of keys adds (1 - gcd / keys) / 2 on average
         rounding = query_blocks * (1.0 - math.gcd(rows, keys) / keys) / 2.0
         pairs = round(query_blocks * (query_blocks + 1) / 2.0 * rows / keys + rounding)
         pairs = min(pairs, query_blocks * key_blocks)

@@ -47,6 +47,19 @@ def test_gemms_of_16_bits_are_within_ten_percent(kernels: list[Row], chip: str, 
     assert found.mean <= 0.10
 
 
+def test_the_power_limit_brings_the_300_w_part_to_its_measured_gemms(kernels: list[Row]) -> None:
+    """Constants of the 400 W part and the cube-root law, against SimuMax's large GEMMs on PCIe: no fit of the clock."""
+    chip = CHIPS["a100-pcie-80gb"]
+    ratios = []
+    for row in gemm_rows(kernels, {chip.name: chip}, "simumax"):
+        cost = chip.cost(row.works[0])  # type: ignore[arg-type]
+        if cost.flops > 1e12:
+            clock = chip.power.sustained_clock(cost.energy_j / cost.time_s, chip.clock_hz)
+            ratios.append(price(chip.at_clock(clock), row) / row.time_s)
+    assert len(ratios) > 10
+    assert 0.93 < sum(ratios) / len(ratios) < 1.07
+
+
 def test_gemms_of_fp32_on_the_lanes_are_within_fifteen_percent(kernels: list[Row]) -> None:
     found = held_out(gemm_rows(kernels, CHIPS, "neusight", ("fp32",)))
     assert found.rows > 100

@@ -95,6 +95,13 @@ def test_a_file_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
     assert (chip.name, chip.calibration_status) == ("mine", "defaults")
 
 
+def test_a_variation_finds_its_base_beside_itself(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**load_raw("a100-sxm-80gb"), "name": "mine"}))
+    (tmp_path / "half.yaml").write_text("name: half\nbase: base.yaml\nset: {matrix.cores: 54}\n")
+    half = load(str(tmp_path / "half.yaml"))
+    assert half.peak_flops("bf16") == load("a100-sxm-80gb").peak_flops("bf16") / 2
+
+
 BAD = [
     ({"matrix.corse": 10}, r"matrix\.corse is not a known key; did you mean 'cores'"),
     ({"matrix.cores": 0}, r"matrix\.cores: 0 must be at least 1"),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwmodels.accelerator import Accelerator, load
+from hwmodels.matrix_units.attention import _pairs
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Phase
 
@@ -56,6 +57,15 @@ def test_masked_blocks_are_skipped_so_long_causal_attention_takes_about_half() -
     }
     assert 0.5 < ratio[32768] < 0.55
     assert ratio[512] > ratio[32768] + 0.05
+
+
+@given(st.integers(65, 400), st.sampled_from([(128, 128), (128, 64), (64, 128), (192, 128), (128, 80)]))
+def test_block_pairs_of_a_long_triangle_equal_counting_them(blocks: int, block: tuple[int, int]) -> None:
+    rows, keys = block
+    seq = blocks * rows
+    counted = sum(1 for i in range(blocks) for j in range(-(-seq // keys)) if j * keys < (i + 1) * rows)
+    work = Attention("flash-2", "forward", 1, 1, 1, seq, seq, 64, True)
+    assert _pairs(work, rows, keys, forward=True)[2] == pytest.approx(counted, rel=2e-3)
 
 
 def test_the_newer_algorithm_is_the_faster_one() -> None:
