@@ -14,7 +14,7 @@ from hwmodels.memory.sram import Sram
 from hwmodels.number_formats import number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
-from hwmodels.units import InputError, format_quantity
+from hwmodels.units import InputError, format_quantity, parse_quantity
 from hwmodels.vector_unit import PassConstants, VectorUnit
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
@@ -240,14 +240,13 @@ def summary(name: str) -> dict[str, str]:
         return value["value"] if isinstance(value, Mapping) and "value" in value else value
 
     hbm = ("memory", "hbm")
-    cores, macs, clock = plain("matrix", "cores"), plain("matrix", "formats", "bf16"), plain("clock")
-    from hwmodels.units import parse_quantity
-
+    cores, clock = plain("matrix", "cores"), plain("clock")
+    macs = plain("matrix", "formats", "bf16") or plain("matrix", "formats", "fp16")
     peak = 2.0 * float(cores) * float(macs or 0) * parse_quantity(clock, "frequency", name) if cores else 0.0
     return {
         "name": name,
         "title": str(data.get("title", name)),
-        "bf16": format_quantity(peak, "compute", 3) if peak else "-",
+        "16-bit": format_quantity(peak, "compute", 3) if peak else "-",
         "memory": f"{plain(*hbm, 'capacity')} {plain(*hbm, 'technology')}",
         "bandwidth": str(plain(*hbm, "bandwidth")),
         "power": str(plain("power", "limit")),

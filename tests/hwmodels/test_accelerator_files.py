@@ -159,7 +159,7 @@ def test_listing_the_library_needs_neither_numpy_nor_much_time() -> None:
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert float(answer[0]) < 0.1  # 0.01 s when nothing else runs
     assert answer[1] == "False"
-    assert summary("h100-sxm-80gb")["bf16"] == "989 TFLOP/s"
+    assert summary("h100-sxm-80gb")["16-bit"] == "989 TFLOP/s"
 
 
 def test_an_answer_is_kept() -> None:
