@@ -129,7 +129,7 @@ def step_graph(
         sequence=workload.seq_len,
     )
     graph = trace.cached_trace(spec.model(), options, progress)
-    if training.compile:
-        graph = fuse(graph, stack.compile_scope, stack.compile_loss)
     policy = training.recompute
-    return recompute(graph, policy if isinstance(policy, str) else policy.every)
+    graph = recompute(graph, policy if isinstance(policy, str) else policy.every)
+    # The compiler sees what is recomputed: forward does not write what backward makes again.
+    return fuse(graph, stack.compile_scope, stack.compile_loss) if training.compile else graph

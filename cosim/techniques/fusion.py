@@ -9,6 +9,7 @@ fusion. What its partitioner recomputes in backward instead of saving is not mod
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -56,75 +57,103 @@ def _groups(graph: OpGraph, scope: str, fusible: frozenset[str], loss: bool) -> 
     return [group for group in groups if len(group) > 1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """What one kernel for a group of ops reads and writes, as tensors, and the storages that it makes and keeps."""
+
+    reads: list[int]
+    mutated: tuple[int, ...]  # positions in `reads`
+    writes: list[int]
+    made: frozenset[int]
+    inner: frozenset[int]  # of those made: read by nobody after it
+
+
 def _rewrite(graph: OpGraph, groups: list[list[int]]) -> OpGraph:
     """New columns in which the last op of each group is the fused one and the others are gone."""
     count = len(graph)
     last_read = _last_reads(graph)
-    kinds = list(graph.kinds)
-    known = {kind: number for number, kind in enumerate(kinds)}
-    op_kind = graph.op_kind.copy()
-    op_module = graph.op_module.copy()
-    keep = np.ones(count, dtype=np.bool_)
-    stands_for = np.arange(count)
+    known = {kind: number for number, kind in enumerate(graph.kinds)}
+    op_kind, op_module = graph.op_kind.copy(), graph.op_module.copy()
+    alloc, free = graph.storage_alloc.copy(), graph.storage_free.copy()
+    place = np.arange(count, dtype=np.float64)  # where an op goes, in numbers of the old graph; -1: it is gone
+    stands_for, ends_with = np.arange(count), np.arange(count)  # the op that now allocates, and that now frees
     inputs: dict[int, list[int]] = {}
     outputs: dict[int, list[int]] = {}
-    alloc, free = graph.storage_alloc.copy(), graph.storage_free.copy()
     for group in groups:
-        last = group[-1]
-        reads, writes, inner = _operands(graph, group, last_read)
-        kind = _fused_kind(graph, group, reads, writes)
-        if kind not in known:
-            known[kind] = len(kinds)
-            kinds.append(kind)
-        op_kind[last] = known[kind]
-        op_module[last] = graph.op_module[group[0]]
-        keep[group[:-1]] = False
-        stands_for[group] = last
-        inputs[last], outputs[last] = reads, writes
-        alloc[inner] = free[inner] = -1
-    kept = np.flatnonzero(keep)
-    new_index = np.cumsum(keep) - 1
-    move = np.append(new_index[stands_for], len(kept))
+        first, last = group[0], group[-1]
+        fused = _operands(graph, group, last_read)
+        op_kind[last] = known.setdefault(_fused_kind(graph, group, fused), len(known))
+        op_module[last] = graph.op_module[first]
+        inputs[last], outputs[last] = fused.reads, fused.writes
+        place[group[:-1]] = -1
+        for view in set(range(first, last)).difference(group):
+            place[view] = _place_of_view(graph, view, last, fused)
+        gone = [op for op in range(first, last) if place[op] < 0]
+        stands_for[gone] = last
+        ends_with[first:last] = last
+        alloc[list(fused.inner)] = free[list(fused.inner)] = -1
+    kept = np.argsort(place, kind="stable")[int((place < 0).sum()) :]
+    new_index = np.full(count + 1, -1, dtype=np.int64)
+    new_index[kept] = np.arange(len(kept))
+    new_index[count] = len(kept)
+    born, dies = new_index[stands_for], new_index[np.append(ends_with, count)]
     return dataclasses.replace(
         graph,
-        kinds=tuple(kinds),
+        kinds=tuple(known),
         op_kind=op_kind[kept],
         op_phase=graph.op_phase[kept],
         op_module=op_module[kept],
         op_layer=graph.op_layer[kept],
         op_inputs=_rows(graph.op_inputs, kept, inputs),
         op_outputs=_rows(graph.op_outputs, kept, outputs),
-        storage_alloc=np.where(alloc < 0, alloc, move[alloc]).astype(np.int32),
-        storage_free=np.where(free < 0, free, move[np.minimum(free, count)]).astype(np.int32),
+        storage_alloc=np.where(alloc < 0, alloc, born[alloc]).astype(np.int32),
+        storage_free=np.where(free < 0, free, dies[np.minimum(free, count)]).astype(np.int32),
     )
 
 
-def _operands(graph: OpGraph, group: list[int], last_read: Ints) -> tuple[list[int], list[int], list[int]]:
-    """Tensors that the group reads from outside and that it writes for later, and storages that stay inside it."""
+def _operands(graph: OpGraph, group: list[int], last_read: Ints) -> _Fused:
     storage = graph.tensor_storage
     made: dict[int, int] = {}
     reads: dict[int, int] = {}
-    first = group[0]
+    written: set[int] = set()
+    first, last = group[0], group[-1]
     for op in group:
-        for tensor in graph.op_inputs.row(op).tolist():
+        tensors = graph.op_inputs.row(op).tolist()
+        for tensor in tensors:
             if storage[tensor] not in made:
                 reads.setdefault(int(storage[tensor]), tensor)
+        written |= {int(storage[tensors[i]]) for i in graph.kinds[graph.op_kind[op]].mutated}
         for tensor in graph.op_outputs.row(op).tolist():
             made[int(storage[tensor])] = tensor
-    last = group[-1]
     outside = {s for s in made if graph.storage_alloc[s] < first or last_read[s] > last}
-    writes = [tensor for s, tensor in made.items() if s in outside]
-    return list(reads.values()), writes, [s for s in made if s not in outside]
+    return _Fused(
+        reads=list(reads.values()),
+        mutated=tuple(i for i, s in enumerate(reads) if s in written),
+        writes=[tensor for s, tensor in made.items() if s in outside],
+        made=frozenset(made),
+        inner=frozenset(made) - outside,
+    )
 
 
-def _fused_kind(graph: OpGraph, group: list[int], reads: list[int], writes: list[int]) -> OpKind:
+def _place_of_view(graph: OpGraph, view: int, last: int, fused: _Fused) -> float:
+    """A view between a group's ops: gone with what stays in registers, behind the kernel if of its results, else
+    where it was.
+    """
+    storages = frozenset(graph.tensor_storage[graph.op_inputs.row(view)].tolist())
+    if storages & fused.inner:
+        return -1
+    return last + 0.5 if storages & fused.made else view
+
+
+def _fused_kind(graph: OpGraph, group: list[int], fused: _Fused) -> OpKind:
     members = tuple(int(graph.op_kind[op]) for op in group)
     by_row = any(graph.kinds[member].op_class in _ROWS for member in members)
     return OpKind(
         target="fused",
         op_class="norm" if by_row else "pointwise",
-        inputs=tuple(int(graph.tensor_spec[tensor]) for tensor in reads),
-        outputs=tuple(int(graph.tensor_spec[tensor]) for tensor in writes),
+        inputs=tuple(int(graph.tensor_spec[tensor]) for tensor in fused.reads),
+        outputs=tuple(int(graph.tensor_spec[tensor]) for tensor in fused.writes),
+        mutated=fused.mutated,
         attributes=(("members", members),),
     )
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from cosim.stacks.stack import Stack
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
-STATES_BYTES = {"adamw": 8, "adam": 8, "sgd": 0}
-"""Bytes of optimizer state per parameter: Adam's two fp32 moments; SGD without momentum has none."""
+STATES_BYTES = {"adamw": 8, "adam": 8, "sgd": 4}
+"""Bytes of optimizer state per parameter: Adam's two fp32 moments; SGD's momentum, with which steps are traced."""
 
 
 @dataclass(frozen=True, slots=True)

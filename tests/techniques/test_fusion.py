@@ -82,23 +82,16 @@ def _written(graph: OpGraph, op: int) -> list[int]:
 
 
 def _members(graph: OpGraph, fused: OpGraph) -> dict[int, list[int]]:
-    """Op of the fused graph -> the ops of the graph that it stands for, found by walking both in order."""
+    """Op of the fused graph that costs something -> the ops that it stands for, found by walking both in order."""
+    real = [op for op, kind in enumerate(graph.op_kind.tolist()) if graph.kinds[kind].op_class != "view"]
     members: dict[int, list[int]] = {}
-    op = 0
-    views = [kind.op_class == "view" for kind in graph.kinds]
-    for number in range(len(fused)):
-        kind = fused.kinds[fused.op_kind[number]]
-        wanted = list(kind.attribute("members", ())) or [int(fused.op_kind[number])]
-        group = []
-        skipped = []
-        while len(group) < len(wanted):
-            if int(graph.op_kind[op]) == wanted[len(group)]:
-                group.append(op)
-            else:
-                assert views[graph.op_kind[op]]
-                skipped.append(op)
-            op += 1
-        members[number] = group
+    for number, row in enumerate(fused.op_kind.tolist()):
+        kind = fused.kinds[row]
+        if kind.op_class != "view":
+            wanted = list(kind.attribute("members", (row,)))
+            members[number], real = real[: len(wanted)], real[len(wanted) :]
+            assert graph.op_kind[members[number]].tolist() == wanted
+    assert not real
     return members
 
 
@@ -106,9 +99,11 @@ def _members(graph: OpGraph, fused: OpGraph) -> dict[int, list[int]]:
 def test_what_backward_needs_survives(name: str, traced: Traced, saved: Callable[[OpGraph], int]) -> None:
     graph = traced(name, **OPTIONS[0])
     fused = fuse(graph, "model", loss=True)
-    kept = graph.storage_category == Category.ACTIVATIONS
+    backward = np.flatnonzero(graph.op_phase == Phase.BACKWARD)
+    read = np.unique(np.concatenate([graph.tensor_storage[graph.op_inputs.row(op)] for op in backward.tolist()]))
+    kept = read[graph.storage_category[read] == Category.ACTIVATIONS]
     assert (fused.storage_alloc[kept] >= 0).all()
-    assert saved(fused) == saved(graph)
+    assert saved(fused) == pytest.approx(saved(graph), abs=64)  # scalars that autograd keeps and nobody reads
 
 
 def test_intermediates_are_never_allocated(traced: Traced, live: Callable[..., np.ndarray]) -> None:
@@ -116,7 +111,8 @@ def test_intermediates_are_never_allocated(traced: Traced, live: Callable[..., n
     fused = fuse(graph, "model", loss=True)
     gone = (graph.storage_alloc >= 0) & (fused.storage_alloc < 0)
     assert gone.sum() > 30
-    assert (graph.storage_category[gone] == Category.TEMPORARY).all()
+    small = graph.storage_bytes <= 64  # scalars that autograd keeps and nobody reads
+    assert (graph.storage_category[gone & ~small] == Category.TEMPORARY).all()
     touched = fused.tensor_storage[np.concatenate([fused.op_inputs.indices, fused.op_outputs.indices])]
     assert not np.isin(np.flatnonzero(gone), touched).any()
     assert live(fused, Category.TEMPORARY).max() <= live(graph, Category.TEMPORARY).max()
@@ -141,10 +137,19 @@ def _targets(graph: OpGraph) -> list[str]:
 
 @pytest.mark.parametrize("policy", ["selective", "selective_op", "full", 2])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_fused_graphs_recompute(
+def test_what_is_recomputed_is_fused_too(
     policy: str | int, options: dict[str, object], traced: Traced, alive: Callable[[OpGraph], None]
 ) -> None:
-    graph = recompute(fuse(traced("gpt", **options), "block"), policy)
-    alive(graph)
     plain = recompute(traced("gpt", **options), policy)
-    assert sum(flops(graph)) == sum(flops(plain))
+    fused = fuse(plain, "block")
+    alive(fused)
+    assert sum(flops(fused)) == sum(flops(plain))
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        assert _moved_in(fused, phase) < _moved_in(plain, phase)
+    if policy == "full":  # forward does not write what backward makes again
+        assert _moved_in(fused, Phase.FORWARD) < _moved_in(fuse(traced("gpt", **options), "block"), Phase.FORWARD)
+
+
+def _moved_in(graph: OpGraph, phase: Phase) -> float:
+    per_kind = [sum(kind_bytes(graph, kind)) for kind in graph.kinds]
+    return float(sum(per_kind[kind] for kind in graph.op_kind[graph.op_phase == phase].tolist()))

@@ -120,7 +120,7 @@ def test_selective_recompute_frees_korthikantis_attention_term(
 
 
 def test_selective_recompute_runs_the_scores_and_their_softmax_again(traced: Traced, count: Callable[..., int]) -> None:
-    """QK^T, scale, mask, softmax and dropout; not the product with V, whose result backward reads from the projection."""
+    """QK^T, scale, mask, softmax, dropout; not the product with V, whose result nothing but the projection saves."""
     graph = traced("gpt", attention="unfused", dropout=0.1)
     after = recompute(graph, "selective")
     assert len(attention_cores(graph)) == 3
