@@ -18,6 +18,7 @@ from cosim.trace.axes import Named, Operation, TensorAxes, name_axes, representa
 from cosim.trace.blocks import find_blocks, layer_of_path
 from cosim.trace.recorder import Layout, Recording
 from cosim.trace.sizes import SizeDecoder, anonymous
+from cosim.trace.vocabulary import matmul_operands
 
 FORMAT_NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "fp64",
@@ -195,10 +196,12 @@ def _kinds(recording: Recording) -> tuple[list[int], tuple[OpKind, ...]]:
     rows: list[int] = []
     known: dict[OpKind, int] = {}
     for target, op_class, inputs, outputs, mutated, attributes in recording.kinds:
-        if op_class == "matmul":
-            attributes = (*attributes, ("layout", _blas_layout([recording.layouts[i] for i in inputs[-2:]])))
         reads, makes = (tuple(of_layout[i] for i in layouts) for layouts in (inputs, outputs))
-        rows.append(known.setdefault(OpKind(target, op_class, reads, makes, mutated, attributes), len(known)))
+        kind = OpKind(target, op_class, reads, makes, mutated, attributes)
+        if op_class == "matmul":
+            operands = [recording.layouts[inputs[place]] for place in matmul_operands(kind)]
+            kind = dataclasses.replace(kind, attributes=(*attributes, ("layout", _blas_layout(operands))))
+        rows.append(known.setdefault(kind, len(known)))
     return rows, tuple(known)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cosim.graph import Axis, Dim, OpKind, Phase
 from cosim.trace.sizes import SizeDecoder, anonymous
+from cosim.trace.vocabulary import matmul_operands
 
 Atoms = list[int]
 Shape = tuple[int, ...]
@@ -119,7 +120,7 @@ def unite_through(axes: TensorAxes, kind: OpKind, inputs: list[int], outputs: li
     """Unite what an operator of this kind forces to be the same."""
     op_class, target = kind.op_class, kind.target
     if op_class == "matmul" and len(inputs) >= 2:
-        _unite_matmul(axes, inputs, outputs)
+        _unite_matmul(axes, kind, inputs, outputs)
     elif op_class in ("attention", "attention_backward"):
         _unite_attention(axes, inputs, outputs, op_class == "attention_backward")
     elif target == "aten.embedding" or target == "aten.embedding_dense_backward":
@@ -140,8 +141,9 @@ def unite_through(axes: TensorAxes, kind: OpKind, inputs: list[int], outputs: li
                 axes.aligned(first, tensor)
 
 
-def _unite_matmul(axes: TensorAxes, inputs: list[int], outputs: list[int]) -> None:
-    a, b = axes.of(inputs[-2]), axes.of(inputs[-1])
+def _unite_matmul(axes: TensorAxes, kind: OpKind, inputs: list[int], outputs: list[int]) -> None:
+    left, right = matmul_operands(kind)
+    a, b = axes.of(inputs[left]), axes.of(inputs[right])
     if len(a) < 2 or len(b) < 2:
         return
     axes.same(a[-1], b[-2])
@@ -149,10 +151,11 @@ def _unite_matmul(axes: TensorAxes, inputs: list[int], outputs: list[int]) -> No
         c = axes.of(output)
         axes.same(a[-2], c[-2])
         axes.same(b[-1], c[-1])
-        for one, two, made in zip(a[:-2], b[:-2], c[:-2], strict=False):
-            axes.same(one, made)
-            axes.same(two, made)
-        for bias in inputs[:-2]:
+        if len(a) == len(b) == len(c):
+            for one, two, made in zip(a[:-2], b[:-2], c[:-2], strict=True):
+                axes.same(one, made)
+                axes.same(two, made)
+        for bias in inputs[:left]:
             axes.aligned(bias, output)
 
 

@@ -137,7 +137,7 @@ def _rows() -> Mapping[str, Entry]:
 
     add("reduction", "sum mean prod max min amax amin argmax argmin any all cumsum cumprod", 1)
     add("reduction", "norm var var_mean logsumexp", 2)
-    add("reduction", "linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2)
+    add("reduction", "histc bincount linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2)
 
     add("copy", "clone _to_copy copy copy_ cat stack contiguous constant_pad_nd slice_scatter select_scatter roll flip")
     add("copy", "repeat split_with_sizes_copy repeat_interleave slice_backward select_backward unfold_backward")
@@ -189,10 +189,26 @@ KEPT_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 ATTRIBUTE_NAMES: Mapping[str, str] = {"is_causal": "causal", "dropout_p": "dropout"}
 
 
+def matmul_operands(kind: OpKind) -> tuple[int, int]:
+    """Positions of A and B among a matmul's inputs: the products that add to a first input have them after it."""
+    return (1, 2) if kind.target in ("aten.addmm", "aten.baddbmm") else (0, 1)
+
+
 def matmul_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int]:
-    """(batch, m, n, k) of a matmul, from its last two operands A (..., m, k) and B (..., k, n)."""
-    left, right = (graph.shapes[spec] for spec in kind.inputs[-2:])
-    return math.prod(left[:-2]), left[-2], right[-1], left[-1]
+    """(batch, m, n, k) of a matmul C (..., m, n) = A (..., m, k) B (..., k, n).
+
+    In a grouped product (one of experts) rows of A, or what is contracted, are taken to be spread evenly over groups.
+    """
+    left, right = (graph.shapes[kind.inputs[place]] for place in matmul_operands(kind))
+    if kind.target != "aten._grouped_mm":
+        return math.prod(left[:-2]), left[-2], right[-1], left[-1]
+    groups = max(len(left) > 2 and left[0], len(right) > 2 and right[0]) or graph.shapes[kind.outputs[0]][0]
+    rows, columns, inner = left[-2], right[-1], left[-1]
+    if len(left) == len(right) == 2:
+        return groups, rows, columns, inner // groups
+    if len(left) == 2:
+        return groups, rows // groups, columns, inner
+    return groups, rows, columns // groups if len(right) == 2 else columns, inner
 
 
 def attention_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int, int, int, int]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -65,3 +66,22 @@ def test_attention_costs_two_products_forward_and_five_backward(gpt: ModelConfig
     found = {k.op_class: kind_flops(graph, k, halve_causal=False) for k in graph.kinds if "attention" in k.op_class}
     assert found == {"attention": 2 * product, "attention_backward": 5 * product}
     assert all(k.attribute("causal") is True for k in graph.kinds if "attention" in k.op_class)
+
+
+def test_experts_in_one_grouped_product_cost_what_their_tokens_cost() -> None:
+    """Forward and both gradients of a (tokens, k) by (experts, k, n) product are 2 tokens k n each."""
+    tokens, inner, columns, experts = 64, 32, 48, 4
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(10, inner)
+            self.weight = nn.Parameter(torch.empty(experts, inner, columns))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            ends = torch.empty(experts, dtype=torch.int32)
+            return torch._grouped_mm(self.embed(ids).flatten(0, 1), self.weight, offs=ends).float().sum()
+
+    options = TraceOptions(parameter_format="bf16", batch=4, sequence=tokens // 4)
+    graph = trace(Experts, options)
+    assert sum(flops(graph)) == pytest.approx(3 * 2 * tokens * inner * columns, rel=0.05)
