@@ -2,6 +2,9 @@
 
 Rows of chips with the same cores (an A100 on PCIe) are priced on their own file with the constants under test. Where
 sources of one constant disagree, it is fitted to each and the mean is taken, every source counting the same.
+
+The half that is held out guards the constants' values. It does not guard what was chosen with all rows in view: which
+mechanisms there are, which rows say something about the device, and the few counts that are defaults in `hwmodels`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
