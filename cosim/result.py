@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from cosim.engine.program import Program, Timeline
+    from cosim.graph import Category, OpGraph
+    from cosim.mapping.pricing import Prices
 
 SCHEMA_VERSION = 1
 
@@ -58,6 +60,17 @@ class Roofline:
 
 
 @dataclass(frozen=True, slots=True)
+class TracedStep:
+    """The ops below the tasks of device 0, to which `Label.ops` of its program refers, and what is always in memory."""
+
+    graph: OpGraph
+    prices: Prices
+    resident_bytes: Mapping[Category, float]
+    allocation_unit_bytes: int
+    optimizer_shards: int
+
+
+@dataclass(frozen=True, slots=True)
 class Detail:
     """What reports draw. Tasks of `timeline` that repeat (micro-steps beyond those played) are not repeated here."""
 
@@ -71,6 +84,7 @@ class Detail:
     parameters: int
     micro_steps: int
     micro_steps_played: int
+    traced: TracedStep | None = None
 
 
 @dataclass(frozen=True, slots=True)

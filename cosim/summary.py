@@ -18,7 +18,7 @@ from cosim.mapping.pricing import Prices
 from cosim.mapping.rank import COMPUTE
 from cosim.memory import memory_over_time
 from cosim.parallel.data_parallel import DataParallelPlan
-from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline
+from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline, TracedStep
 from cosim.spec import RunSpec
 from cosim.stacks.stack import Stack
 from cosim.techniques.precision import Precision
@@ -285,7 +285,12 @@ def _limited_by(played: Played, times: Mapping[str, Any]) -> str:
 
 
 def _memory(played: Played) -> tuple[MemoryCurve, dict[str, float]]:
-    resident = dict(played.plan.resident_bytes())
+    return memory_over_time(played.program, played.timeline, 0, _resident(played))
+
+
+def _resident(played: Played) -> dict[Category, float]:
+    """What is in memory during the whole step."""
+    resident: dict[Category, float] = dict(played.plan.resident_bytes())
     spec, stack = played.spec, played.stack
     resident[Category.INPUTS] = 2 * 8 * spec.workload.micro_batch * spec.workload.seq_len
     communicators = 1 if played.plan.degree > 1 else 0
@@ -294,7 +299,7 @@ def _memory(played: Played) -> tuple[MemoryCurve, dict[str, float]]:
         + stack.context_bytes
         + communicators * stack.communicator_bytes
     )
-    return memory_over_time(played.program, played.timeline, 0, resident)
+    return resident
 
 
 def _infeasible(played: Played, peak: Mapping[str, float], capacity: float) -> str:
@@ -377,6 +382,13 @@ def _detail(played: Played, curve: MemoryCurve, capacity: float) -> Detail:
         parameters=played.graph.parameter_count(),
         micro_steps=played.spec.micro_steps,
         micro_steps_played=played.micro_steps_played,
+        traced=TracedStep(
+            graph=played.graph,
+            prices=played.prices,
+            resident_bytes=_resident(played),
+            allocation_unit_bytes=played.stack.allocation_unit_bytes,
+            optimizer_shards=played.plan.optimizer_shards,
+        ),
     )
 
 

@@ -92,12 +92,15 @@ class Demands:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a task is, for people: `kind` is the key under which its time is reported (an op class, a collective)."""
+    """What a task is, for people: `kind` is the key under which its time is reported (an op class, a collective);
+    `ops` the range of the traced step's ops that it stands for, empty where it stands for none.
+    """
 
     name: str
     kind: str
     phase: str
     layer: int = -1
+    ops: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class Rank:
         """
         where = f"block {segment.layer}" if segment.layer >= 0 else "outside blocks"
         name = f"{_NAMES[segment.phase]} {where}"
-        label = Label(name, "compute", segment.phase.name.lower(), segment.layer)
+        ops = (segment.start, segment.stop)
+        label = Label(name, "compute", segment.phase.name.lower(), segment.layer, ops)
         cores = (1.0 - self.held.core_share) * segment.stretch
         demands = {CORES: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else None
         for part in range(parts):

@@ -83,7 +83,7 @@ def segments(
     """The segments of the step, in execution order; those with the same ops share one computation."""
     op_ps = np.rint(prices.time_s * PICOSECONDS_PER_S).astype(np.int64)
     launch_ps = np.rint(prices.kernels * host_times(graph, stack, compiled) * PICOSECONDS_PER_S).astype(np.int64)
-    lifetimes = _Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
+    lifetimes = Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
     known: dict[bytes, tuple[int, int, int, float]] = {}
     found: list[Segment] = []
     for start, stop in boundaries(graph):
@@ -112,8 +112,10 @@ def _stretch(prices: Prices, ops: slice, held: Interference) -> float:
     return float((time * np.maximum(1.0, np.maximum(cores, memory))).sum()) / total
 
 
-class _Lifetimes:
-    """Activations and temporaries by the op that allocates and the op that frees them."""
+class Lifetimes:
+    """Activations and temporaries by the op that allocates and the op that frees them: op numbers, rounded bytes and
+    categories, one row per storage.
+    """
 
     def __init__(self, graph: OpGraph, unit_bytes: int, optimizer_shards: int) -> None:
         counted = np.isin(graph.storage_category, [Category.ACTIVATIONS, Category.TEMPORARY])
