@@ -1,0 +1,92 @@
+"""The commands of a page, run while the site is built, with what they really print.
+
+A fence `run` holds commands, one to a line; a fence `file NAME` is shown and written to NAME, where the page's commands
+run. A command that fails fails the build. COSIM_SITE_RUN=0 leaves the output out, for a quick look at the text.
+"""
+
+import html
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_FENCE = re.compile(r"^```(run|file)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COLUMNS = 92
+_FAILURE = re.compile(r"(.*)  # exit (\d+)$")  # a command that is meant to fail, and how
+
+
+def played(markdown: str, page: str) -> str:
+    """The page with its files written, its commands run, and their output under them."""
+    if not _FENCE.search(markdown):
+        return markdown
+    with tempfile.TemporaryDirectory() as folder:
+        return _FENCE.sub(lambda match: _shown(match, Path(folder), page), markdown)
+
+
+def _shown(match: re.Match[str], folder: Path, page: str) -> str:
+    kind, name, text = match[1], match[2], match[3]
+    if kind == "file":
+        (folder / name).write_text(text, encoding="utf-8")
+        return f'```{Path(name).suffix[1:]} title="{name}"\n{text}```'
+    blocks = [_run(line, folder, page) for line in text.splitlines() if line.strip()]
+    return "\n\n".join(blocks)
+
+
+def _run(command: str, folder: Path, page: str) -> str:
+    expected = 0
+    if failure := _FAILURE.fullmatch(command):
+        command, expected = failure[1], int(failure[2])
+    prompt = f'<span class="prompt">$</span> <b>{html.escape(command)}</b>\n'
+    if os.environ.get("COSIM_SITE_RUN") == "0":
+        return f'<pre class="terminal">{prompt}</pre>'
+    status, printed = _on_a_terminal(command, folder)
+    if status != expected:
+        raise SystemExit(f"{page}: '{command}' ended with status {status}, not {expected}:\n{printed}")
+    return f'<pre class="terminal">{prompt}{_colored(printed)}</pre>'
+
+
+def _on_a_terminal(command: str, folder: Path) -> tuple[int, str]:
+    """Exit status and output of `command`, whose standard output is a terminal; its errors are printed after."""
+    programs = str(Path(sys.executable).parent)
+    environment = os.environ | {
+        "PATH": f"{programs}:{os.environ.get('PATH', '')}",
+        "COLUMNS": str(_COLUMNS),
+        "TERM": "xterm-256color",
+    }
+    environment.pop("NO_COLOR", None)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=theirs,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(theirs)
+    chunks: list[bytes] = []
+    while chunk := _read(ours):
+        chunks.append(chunk)
+    os.close(ours)
+    _, errors = process.communicate()
+    printed = b"".join(chunks) + errors
+    return process.returncode, printed.decode().replace("\r\n", "\n")
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def _colored(printed: str) -> str:
+    """Terminal output with its colors as HTML; a blank line would end the block for Markdown, so it holds a space."""
+    from rich.console import Console
+    from rich.terminal_theme import DIMMED_MONOKAI
+    from rich.text import Text
+
+    console = Console(record=True, width=400, file=io.StringIO(), legacy_windows=False)
+    console.print(Text.from_ansi(printed), soft_wrap=True, end="")
+    page = console.export_html(theme=DIMMED_MONOKAI, inline_styles=True, code_format="{code}")
+    return "\n".join(line.rstrip() or " " for line in page.rstrip().splitlines())
