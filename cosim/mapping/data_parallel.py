@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from cosim.engine.program import MemoryProfile, Program
 from cosim.graph import Category, Phase
-from cosim.mapping.rank import Rank, delta, joined
+from cosim.mapping.rank import Rank, delta, exact, joined
 from cosim.mapping.segments import Segment
-from cosim.parallel.data_parallel import ROOT, DataParallelPlan, Unit
+from cosim.parallel.data_parallel import ROOT, Bucket, DataParallelPlan, Unit
 from cosim.stacks.stack import Stack
 from hwmodels.cluster import Cluster
 
@@ -83,14 +83,15 @@ class _Step:
         self.reductions: list[int | None] = []
         self.whole: set[int] = set()  # units whose whole gradients are in memory
         self.shards: set[int] = set()  # units whose reduced gradients are
+        self.gradient_bytes = 0  # in memory at this point of the program
         self.bucket = 0
 
     # ZeRO 3: units come and go
 
-    def gather(self, layer: int, phase: Phase, micro_step: int) -> None:
-        """Bring a unit's parameters here, unless they are."""
+    def gather(self, layer: int, phase: Phase, micro_step: int) -> bool:
+        """Bring a unit's parameters here, unless they are; answers whether it had to."""
         if not self.sharded or layer in self.here:
-            return
+            return False
         formats, unit = self.plan.formats, self.units[layer]
         waits: list[int | None] = []
         limit = self.stack.gathers_in_flight
@@ -105,6 +106,7 @@ class _Step:
         self.here[layer] = self.rank.collective(
             "all_gather", unit.elements * formats.gather, layer, phase, micro_step, waits, appears
         )
+        return True
 
     def waits_for(self, layer: int, phase: Phase, micro_step: int) -> list[int | None]:
         """What a unit's first segment waits for: its parameters, copied out of the gathered buffer where that is
@@ -157,14 +159,17 @@ class _Step:
         if self.stack.syncs_each_micro_step:
             self.rank.synchronise(micro_step, Phase.FORWARD)
         self.gather(ROOT, Phase.FORWARD, micro_step)
-        chunks = self.forward_chunks
+        chunks, prefetches = self.forward_chunks, self.stack.forward_prefetch and self.plan.overlap_parameters
         blocks = [number for number, chunk in enumerate(chunks) if chunk.layer != ROOT]
         for number, chunk in enumerate(chunks):
             self.gather(chunk.layer, Phase.FORWARD, micro_step)
-            if self.stack.forward_prefetch and number + 1 < len(chunks):
+            if prefetches and number + 1 < len(chunks):
                 self.gather(chunks[number + 1].layer, Phase.FORWARD, micro_step)
-            first_root = chunk.layer == ROOT and number == 0
-            after = self.waits_for(chunk.layer, Phase.FORWARD, micro_step) if chunk.layer != ROOT or first_root else []
+            after: list[int | None] = []
+            if chunk.layer != ROOT or number == 0:
+                after = self.waits_for(chunk.layer, Phase.FORWARD, micro_step)
+            if number == 0 and not self.plan.overlap_gradients:
+                after = [*after, *self.reductions]
             keeps = blocks and number == blocks[-1] and not self.stack.reshard_last_block
             for segment in chunk.segments:
                 ends = segment is chunk.segments[-1]
@@ -182,14 +187,17 @@ class _Step:
         """The backward segments with their recomputation, unit by unit in reverse, and the reductions behind them."""
         last = micro_step == self.last_micro_step
         self.bucket = 0
-        self.gather(ROOT, Phase.BACKWARD, micro_step)
+        root_is_back = self.gather(ROOT, Phase.BACKWARD, micro_step)
         chunks = self.backward_chunks
+        prefetch = self.stack.backward_prefetch if self.plan.overlap_parameters else "none"
         for number, chunk in enumerate(chunks):
             following = chunks[number + 1].layer if number + 1 < len(chunks) else ROOT
             self.gather(chunk.layer, Phase.BACKWARD, micro_step)
-            if self.stack.backward_prefetch == "pre":
+            if prefetch == "pre":
                 self.gather(following, Phase.BACKWARD, micro_step)
-            after = self.waits_for(chunk.layer, Phase.BACKWARD, micro_step) if chunk.layer != ROOT else []
+            after: list[int | None] = []
+            if chunk.layer != ROOT or (number == 0 and root_is_back):
+                after = self.waits_for(chunk.layer, Phase.BACKWARD, micro_step)
             for segment in chunk.segments:
                 extra = self._gradients_appear(chunk.layer)
                 if segment is chunk.segments[-1] and chunk.layer != ROOT:
@@ -199,7 +207,7 @@ class _Step:
                 self._reduce_buckets(segment.stop, last, micro_step)
             if chunk.layer != ROOT:
                 self.leave(chunk.layer)
-                if self.stack.backward_prefetch == "post":
+                if prefetch == "post":
                     self.gather(following, Phase.BACKWARD, micro_step)
                 self._finish_unit(chunk.layer, micro_step, last)
         self._finish_backward(micro_step, last)
@@ -214,13 +222,21 @@ class _Step:
             for unit in reversed(self.plan.units[1:]):
                 self._reduce_unit(unit.layer, micro_step)
         self._reduce_buckets(None, last, micro_step)
+        if self.plan.shards(Category.GRADIENTS) > 1 and self.plan.zero == 2:
+            self.whole.clear()
+
+    def _gradients(self, change_bytes: float, fraction: float) -> MemoryProfile:
+        """More or fewer bytes of gradients at `fraction` of a task."""
+        change = round(change_bytes)
+        self.gradient_bytes += change
+        return exact(Category.GRADIENTS, change, fraction)
 
     def _gradients_appear(self, layer: int) -> MemoryProfile | None:
         """A unit's whole gradients come to memory with its first backward segment."""
         if layer in self.whole or not self.units[layer].trainable:
             return None
         self.whole.add(layer)
-        return delta(Category.GRADIENTS, self.units[layer].trainable * self.plan.formats.parameter, 0.0)
+        return self._gradients(self.units[layer].trainable * self.plan.formats.parameter, 0.0)
 
     def _finish_unit(self, layer: int, micro_step: int, last: bool) -> None:
         """Backward of a unit is issued: add its gradients to earlier ones, and reduce them where that is done now."""
@@ -263,7 +279,7 @@ class _Step:
                 profile=delta(Category.TEMPORARY, buffer, 0.0) if copy == 0 else None,
             )
         profile = joined(
-            delta(Category.GRADIENTS, -unit.trainable * formats.parameter, 1.0) if layer in self.whole else None,
+            self._gradients(-unit.trainable * formats.parameter, 1.0) if layer in self.whole else None,
             delta(Category.TEMPORARY, -buffer, 1.0) if buffer else None,
             self._shard_appears(layer),
         )
@@ -279,8 +295,7 @@ class _Step:
         if layer in self.shards:
             return None
         self.shards.add(layer)
-        size = self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree
-        return delta(Category.GRADIENTS, size, 1.0)
+        return self._gradients(self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree, 1.0)
 
     def _reduce_buckets(self, done: int | None, last: bool, micro_step: int) -> None:
         """ZeRO 0 to 2: reduce the buckets that are complete before op `done` (None: all that are left)."""
@@ -306,8 +321,18 @@ class _Step:
                 )
             reduced = bucket.elements * plan.formats.reduce
             waits = [self.rank.last_compute]
-            self.reductions.append(self.rank.collective(kind, reduced, ROOT, Phase.BACKWARD, micro_step, waits))
+            profile = self._bucket_is_cut(bucket, micro_step) if plan.zero == 2 else None
+            row = self.rank.collective(kind, reduced, ROOT, Phase.BACKWARD, micro_step, waits, profile)
+            self.reductions.append(row)
             self.bucket += 1
+
+    def _bucket_is_cut(self, bucket: Bucket, micro_step: int) -> MemoryProfile | None:
+        """ZeRO 2 keeps its part of the reduced gradients and adds later micro-steps' to it."""
+        formats = self.plan.formats
+        whole = self._gradients(-bucket.elements * formats.parameter, 1.0)
+        if micro_step > 0:
+            return whole
+        return joined(whole, self._gradients(bucket.elements * formats.gradient / self.plan.degree, 1.0))
 
     def update(self) -> None:
         """The optimizer, after every reduction; ranks that hold shards first agree on the gradients' norm."""
@@ -316,15 +341,19 @@ class _Step:
         if self.plan.degree > 1 and self.stack.gradient_clipping and self.plan.zero > 0:
             waits = [self.rank.collective("all_reduce", 4.0, ROOT, Phase.OPTIMIZER, micro_step, waits)]
         parts = sum(unit.tensors for unit in self.plan.units) if self.stack.optimizer_syncs else 1
+        cast = self._gradients_are_cast()
         for segment in self.optimizer:
-            self.rank.compute(segment, micro_step, waits, parts=parts)
-            waits = []
-        for layer in sorted(self.whole):
-            size = self.units[layer].trainable * self.plan.formats.parameter
-            self.rank.release(delta(Category.GRADIENTS, -size, 1.0), micro_step, Phase.OPTIMIZER)
-        for layer in sorted(self.shards):
-            shard = self.units[layer].trainable * self.plan.formats.gradient / self.plan.degree
-            self.rank.release(delta(Category.GRADIENTS, -shard, 1.0), micro_step, Phase.OPTIMIZER)
+            self.rank.compute(segment, micro_step, waits, cast, parts=parts)
+            waits, cast = [], None
+        self.rank.release(self._gradients(-self.gradient_bytes, 1.0), micro_step, Phase.OPTIMIZER)
         if self.stack.syncs_each_step:
             self.rank.synchronise(micro_step, Phase.OPTIMIZER)
         self.fetch_updated_parameters(Phase.OPTIMIZER)
+
+    def _gradients_are_cast(self) -> MemoryProfile | None:
+        """Whole gradients reach the optimizer in its format, tensor by tensor; of a sharded update, its own part."""
+        formats = self.plan.formats
+        if not self.whole or formats.gradient == formats.parameter:
+            return None
+        cast = sum(self.units[layer].trainable for layer in self.whole) * formats.gradient / self.plan.optimizer_shards
+        return self._gradients(cast - self.gradient_bytes, 0.0)

@@ -193,10 +193,15 @@ def _share(total: int, part: int, parts: int) -> int:
 
 
 def delta(category: Category, size_bytes: float, fraction: float) -> MemoryProfile:
-    """One allocation (or release, if negative) at `fraction` of a task."""
+    """One allocation (or release, if negative) at `fraction` of a task, in the allocator's blocks."""
     rounded = int(round_allocation(np.array([abs(int(size_bytes))], dtype=np.int64))[0])
-    signed = rounded if size_bytes >= 0 else -rounded
-    return MemoryProfile(np.array([fraction]), np.array([category], dtype=np.int8), np.array([signed], dtype=np.int64))
+    return exact(category, rounded if size_bytes >= 0 else -rounded, fraction)
+
+
+def exact(category: Category, size_bytes: int, fraction: float) -> MemoryProfile:
+    """The same to the byte, for what is many allocations together."""
+    change = np.array([size_bytes], dtype=np.int64)
+    return MemoryProfile(np.array([fraction]), np.array([category], dtype=np.int8), change)
 
 
 def joined(*profiles: MemoryProfile | None) -> MemoryProfile | None:
