@@ -33,7 +33,7 @@ def cuda_operators() -> Iterator[None]:
 # Operators that CUDA's autocast runs in fp32 and the CPU's leaves alone: aten/src/ATen/autocast_mode.h, AT_FORALL_FP32
 # and AT_FORALL_FP32_SET_OPT_DTYPE, as far as Transformers use them.
 _IN_FP32 = (
-    *("layer_norm", "group_norm", "nll_loss", "cumsum", "sum", "sum.dim_IntList"),
+    *("layer_norm", "group_norm", "cumsum", "sum", "sum.dim_IntList"),
     *("exp", "log", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "reciprocal", "rsqrt", "softplus", "logsumexp"),
 )
 _NORMS = ("layer_norm", "group_norm")

@@ -116,7 +116,7 @@ def _explained() -> Iterator[None]:
             f"model: its control flow or shapes depend on the values of its tensors ({_one_line(error)}), "
             "which a trace does not have; use an operator whose shapes are fixed"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model: the training step raised {_one_line(error)}") from error
 
 
@@ -163,6 +163,8 @@ class Optimizer:
     def __init__(self, module: nn.Module, options: TraceOptions) -> None:
         self.options = options
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise InputError("model: it has no trainable parameters, so there is no training step")
         self.masters: list[Tensor] = []
         if options.separate_masters:
             master_dtype = DTYPES[str(options.master_format)]
@@ -175,8 +177,6 @@ class Optimizer:
         elif implementation != "fused":
             switches.pop("fused")
         self.torch = _OPTIMIZERS[options.optimizer](self.updated, **switches)
-        if not self.updated:
-            return
         for parameter in self.updated:
             parameter.grad = torch.empty_like(parameter)
         with HostNumbers():  # type: ignore[no-untyped-call]

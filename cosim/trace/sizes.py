@@ -42,7 +42,7 @@ def probe_sequences(dimensions: Iterable[int], longest: int | None) -> list[tupl
 
 
 def _divides_none(prime: int, dimensions: list[int]) -> bool:
-    return not any(size % prime == 0 or size in (prime - 1, prime + 1) for size in dimensions)
+    return not any(size and size % prime == 0 or size in (prime - 1, prime + 1) for size in dimensions)
 
 
 @dataclass(slots=True)

@@ -118,10 +118,10 @@ def _rows() -> Mapping[str, Entry]:
     add("loss", "cosim.cross_entropy_backward", 3, 1)
 
     add("pointwise", "add sub rsub mul neg abs maximum minimum clamp clamp_min clamp_max relu sign square", 1)
-    add("pointwise", "where masked_fill masked_fill_ eq ne lt le gt ge logical_not logical_and logical_or", 1)
+    add("pointwise", "where masked_fill eq ne lt le gt ge logical_not logical_and logical_or", 1)
     add("pointwise", "bitwise_and", 1)
     add("pointwise", "bitwise_or bitwise_not bitwise_xor tril triu isnan isinf floor ceil round remainder", 1)
-    add("pointwise", "threshold_backward lerp addcmul native_dropout_backward masked_fill mul_ hardtanh", 2)
+    add("pointwise", "threshold_backward lerp addcmul native_dropout_backward hardtanh", 2)
     add("pointwise", "div reciprocal sqrt rsqrt exp log log2 log1p expm1 sin cos tanh sigmoid erf floor_divide", 0, 1)
     add("pointwise", "addcdiv atan2", 2, 1)
     add("pointwise", "pow", 1, 1)
@@ -257,19 +257,38 @@ def flops(graph: OpGraph, halve_causal: bool = True) -> list[float]:
 def kind_bytes(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
     """(bytes read, bytes written) by an op, if every operand crosses memory once; views and allocations move nothing.
 
-    A gather reads the rows that it returns, not the table; a scatter reads and writes what it accumulates and zeroes
-    the rest.
+    A gather reads the rows that it returns, not the table. A scatter in place reads and writes the rows that it is
+    given; the embedding's gradient zeroes the table and then accumulates.
     """
     if kind.op_class == "view":
         return 0.0, 0.0
-    sizes = graph.spec_bytes
-    unread = kind.mutated if kind.target in WRITE_ONLY else ()
-    read = float(sum(int(sizes[spec]) for i, spec in enumerate(kind.inputs) if i not in unread))
-    written = [*kind.outputs, *(kind.inputs[i] for i in kind.mutated)]
-    write = float(sum(int(sizes[spec]) for spec in written))
-    if kind.op_class == "gather" and kind.inputs:
-        table = int(sizes[kind.inputs[0]])
-        return min(read, read - table + write), write
-    if kind.op_class == "scatter" and kind.inputs:
-        return read + float(sizes[kind.inputs[0]]), write + float(sizes[kind.inputs[0]])
+    sizes = [int(graph.spec_bytes[spec]) for spec in kind.inputs]
+    unread = _unread(kind)
+    read = float(sum(size for place, size in enumerate(sizes) if place not in unread))
+    write = float(sum(int(graph.spec_bytes[spec]) for spec in kind.outputs) + sum(sizes[i] for i in kind.mutated))
+    if kind.op_class == "gather" and sizes:
+        return read - sizes[0] + min(sizes[0], write), write
+    if kind.target == "aten.embedding_dense_backward":
+        return read + sizes[0], write + sizes[0]
+    if kind.op_class == "scatter" and kind.mutated:
+        given = [size for place, size in enumerate(sizes) if place not in kind.mutated]
+        return float(sum(given) + max(given, default=0)), float(max(given, default=0))
     return read, write
+
+
+def _unread(kind: OpKind) -> tuple[int, ...]:
+    """Positions of inputs of which an op needs the shape only, or as good as nothing of the content."""
+    if kind.target in WRITE_ONLY:
+        return kind.mutated
+    if kind.op_class == "fill" or kind.target.endswith("_like"):
+        return tuple(range(len(kind.inputs)))
+    return _SHAPE_ONLY.get(kind.target, ())
+
+
+# The negative log likelihood reads one log-probability of each row, and its gradient none.
+_SHAPE_ONLY: Mapping[str, tuple[int, ...]] = {
+    "aten.nll_loss_forward": (0,),
+    "aten.nll_loss_backward": (1,),
+    "aten.nll_loss2d_forward": (0,),
+    "aten.nll_loss2d_backward": (1,),
+}

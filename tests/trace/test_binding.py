@@ -110,7 +110,7 @@ def test_sizes_decode_into_powers_of_batch_and_sequence() -> None:
 
 
 def test_probing_sizes_divide_no_dimension_and_fit_the_position_table() -> None:
-    dimensions = {263 * 4, 1019, 4096}
+    dimensions = {263 * 4, 1019, 4096, 0}
     assert not {263, 1019} & set(probe_batches(dimensions))
     for longest in (None, 2048, 512, 100):
         for pair in probe_sequences(dimensions, longest):

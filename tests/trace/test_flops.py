@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from cosim.graph import Phase
 from cosim.trace import TraceOptions, trace
-from cosim.trace.vocabulary import flops, kind_flops
+from cosim.trace.vocabulary import flops, kind_bytes, kind_flops
 from workloads import operators  # noqa: F401  registers cosim::attention
 from workloads.build import build_module
 from workloads.model import ModelConfig
@@ -85,3 +85,34 @@ def test_experts_in_one_grouped_product_cost_what_their_tokens_cost() -> None:
     options = TraceOptions(parameter_format="bf16", batch=4, sequence=tokens // 4)
     graph = trace(Experts, options)
     assert sum(flops(graph)) == pytest.approx(3 * 2 * tokens * inner * columns, rel=0.05)
+
+
+def test_the_loss_does_not_read_the_log_probabilities_of_other_words(gpt: ModelConfig) -> None:
+    graph = trace(gpt, TraceOptions(batch=2, sequence=64))
+    tokens, row = 2 * 64, gpt.vocab * 4
+    moved = {kind.target: kind_bytes(graph, kind) for kind in graph.kinds}
+    assert sum(moved["aten.nll_loss_forward"]) < 16 * tokens
+    read, write = moved["aten.nll_loss_backward"]
+    assert read < 16 * tokens
+    assert write == tokens * row
+    read, write = moved["aten._log_softmax"]
+    assert (read, write) == (tokens * row, tokens * row)
+
+
+def test_an_embedding_reads_the_rows_that_it_returns(gpt: ModelConfig) -> None:
+    graph = trace(gpt, TraceOptions(batch=2, sequence=64))
+    tokens, row = 2 * 64, gpt.hidden * 4
+    found = [kind_bytes(graph, kind) for kind in graph.kinds if kind.target == "aten.embedding"]
+    assert (tokens * (row + 8), tokens * row) in found  # int64 indices
+
+
+def test_views_and_fills_read_nothing_and_casts_read_what_they_are_given(gpt: ModelConfig) -> None:
+    graph = trace(gpt, TraceOptions(parameter_format="bf16", master_format="fp32"))
+    for kind in graph.kinds:
+        read, write = kind_bytes(graph, kind)
+        if kind.op_class == "view":
+            assert (read, write) == (0, 0)
+        if kind.op_class == "fill":
+            assert read == 0
+        if kind.target == "aten._to_copy":
+            assert {read / write} <= {0.5, 2.0}

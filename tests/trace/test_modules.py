@@ -1,6 +1,7 @@
 """Any nn.Module traces: the library's models, Hugging Face's, and a user's own with nothing repeated."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cosim.graph import OpGraph, Phase
-from cosim.trace import TraceOptions, trace
-from cosim.trace.vocabulary import kind_bytes
+from cosim.graph import Category, OpGraph, Phase
+from cosim.trace import TraceOptions, cached_trace, trace
+from cosim.trace.vocabulary import OP_CLASSES, kind_bytes, lookup
 from hwmodels.units import InputError
-from workloads.model import HuggingFaceModel, ModelConfig, from_dimensions
+from workloads.model import HuggingFaceModel, ModelConfig, PythonModel, from_dimensions
 
 
 def ops_of(graph: OpGraph, op_class: str) -> list[int]:
@@ -139,6 +140,23 @@ def test_a_failing_forward_names_its_exception() -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_module_without_parameters_cannot_be_trained() -> None:
+    with pytest.raises(InputError, match="no trainable parameters"):
+        trace(lambda: nn.Identity(), TraceOptions())
+
+
+def test_frozen_parameters_have_no_gradient_and_no_moments() -> None:
+    class Frozen(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first.requires_grad_(False)
+
+    graph = trace(Frozen, TraceOptions(batch=2))
+    trainable = graph.parameter_count(trainable_only=True)
+    assert graph.parameter_count() - trainable == 32 * 48 + 48
+    assert int(graph.storage_bytes[graph.storage_category == Category.GRADIENTS].sum()) == 4 * trainable
+
+
 def test_a_module_with_a_fixed_sequence_length_is_traced_at_it() -> None:
     table = 64
 
@@ -218,18 +236,58 @@ def test_autocast_casts_each_weight_once(gpt: ModelConfig) -> None:
     assert products == {"bf16"}
 
 
+@pytest.mark.parametrize("format_name", ["bf16", "fp16"])
 @pytest.mark.parametrize("wide", [True, False])
-def test_norms_and_softmax_under_autocast_run_in_the_formats_of_a_cuda_device(gpt: ModelConfig, wide: bool) -> None:
+def test_norms_and_softmax_under_autocast_run_in_the_formats_of_a_cuda_device(
+    gpt: ModelConfig, wide: bool, format_name: str
+) -> None:
     """aten/src/ATen/autocast_mode.h lists layer_norm and softmax among the operators that CUDA runs in fp32."""
-    options = TraceOptions(autocast_format="bf16", attention="unfused", autocast_norms_in_fp32=wide)
+    options = TraceOptions(autocast_format=format_name, attention="unfused", autocast_norms_in_fp32=wide)
     graph = trace(gpt, options)
 
     def formats(target: str, outputs: bool = False) -> set[str]:
         kinds = [kind for kind in graph.kinds if kind.target == target]
         return {graph.specs[spec].dtype for k in kinds for spec in (k.outputs if outputs else k.inputs)}
 
-    assert formats("aten.native_layer_norm") == {"fp32" if wide else "bf16"}
-    assert formats("aten._softmax") == {"bf16"}
+    assert formats("aten.native_layer_norm") == {"fp32" if wide else format_name}
+    assert formats("aten._softmax") == {format_name}
     assert formats("aten._softmax", outputs=True) == {"fp32"}
     assert formats("aten._softmax_backward_data") == {"fp32"}
-    assert formats("aten.bmm") == {"bf16"}
+    assert formats("aten.bmm") == {format_name}
+
+
+def test_a_users_file_is_traced_and_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COSIM_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def build(width):\n"
+        "    block = lambda: nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))\n"
+        "    return nn.Sequential(nn.Embedding(50, width), *(block() for _ in range(4)), nn.Linear(width, 50))\n"
+    )
+    graph = cached_trace(PythonModel("mine:build", {"width": 16}, tmp_path), TraceOptions(batch=2, sequence=8))
+    assert [len(block.layers) for block in graph.blocks if len(block.layers) > 1] == [4]
+    assert graph.provenance["fixed"] == {}
+    assert not (tmp_path / "cache").exists()
+
+
+def test_only_fully_known_operators_make_up_the_models_of_this_project(gpt: ModelConfig, llama: ModelConfig) -> None:
+    for model in (gpt, llama):
+        for attention in ("flash", "unfused"):
+            graph = trace(model, TraceOptions(attention=attention, dropout=0.1))
+            assert graph.unknown_ops == {}
+            assert {kind.op_class for kind in graph.kinds} <= set(OP_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("target", "op_class"),
+    [
+        ("aten.add_", "pointwise"),
+        ("aten._foreach_mul_", "pointwise"),
+        ("aten._foreach_norm", "reduction"),
+        ("aten._foreach_copy_", "copy"),
+        ("aten.t", "view"),
+        ("aten.no_such_operator", "unknown"),
+    ],
+)
+def test_an_operator_in_place_or_over_many_tensors_is_still_that_operator(target: str, op_class: str) -> None:
+    assert lookup(target).op_class == op_class
