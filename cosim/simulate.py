@@ -11,10 +11,11 @@ from cosim.mapping.pricing import Kernels, attention_algorithm, price
 from cosim.mapping.rank import interference
 from cosim.mapping.segments import segments
 from cosim.parallel import data_parallel
+from cosim.played import Played
 from cosim.result import Result
 from cosim.spec import RunSpec
 from cosim.stacks.stack import Stack
-from cosim.summary import Played, summarize
+from cosim.summary import summarize
 from cosim.techniques import precision
 from cosim.techniques.fusion import fuse
 from cosim.techniques.precision import Precision
@@ -89,7 +90,7 @@ def _play(
         played = Played(
             spec, graph, plan, prices, program, timeline, chip, cluster, kernels.stack, formats, micro_steps, rounds
         )
-        clock = played.sustained_clock_hz(accelerator)
+        clock = played.sustained_clock_hz()
         if abs(clock - chip.clock_hz) <= 0.005 * accelerator.clock_hz:
             break
         chip = accelerator.at_clock(clock)

@@ -5,25 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosim.engine.program import PICOSECONDS_PER_S, Program, Timeline
-from cosim.graph import Category, OpGraph, Phase
-from cosim.mapping.pricing import Prices
-from cosim.mapping.rank import COMPUTE
+from cosim.engine.program import PICOSECONDS_PER_S
+from cosim.graph import Category, OpGraph, OpKind, Phase
 from cosim.memory import memory_over_time
-from cosim.parallel.data_parallel import DataParallelPlan
+from cosim.played import Played
 from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline, TracedStep
 from cosim.spec import RunSpec
-from cosim.stacks.stack import Stack
-from cosim.techniques.precision import Precision
 from hwmodels.accelerator import Accelerator
-from hwmodels.cluster import Cluster
 from hwmodels.units import format_quantity
 
 Floats = NDArray[np.float64]
@@ -38,143 +31,6 @@ _LIMITS = {
 _ATTENTION_BACKWARD_SHARE = 2.0 / 2.5
 
 
-@dataclass(frozen=True)
-class Played:
-    """A played step with all that led to it."""
-
-    spec: RunSpec
-    graph: OpGraph
-    plan: DataParallelPlan
-    prices: Prices
-    program: Program
-    timeline: Timeline
-    accelerator: Accelerator
-    cluster: Cluster
-    stack: Stack
-    formats: Precision
-    micro_steps_played: int
-    clock_rounds: int
-
-    @cached_property
-    def repeats(self) -> int:
-        """Micro-steps that are not played because they repeat the one before the last."""
-        return self.spec.micro_steps - self.micro_steps_played
-
-    @cached_property
-    def weight(self) -> NDArray[np.int64]:
-        """How often each task happens in the step: those of the micro-step before the last stand for the repeated
-        ones.
-        """
-        repeated = self.program.micro_step == self.micro_steps_played - 2
-        return np.where(repeated, 1 + self.repeats, 1)
-
-    @cached_property
-    def occurrences(self) -> NDArray[np.int64]:
-        """How often each op of the graph runs in the step."""
-        in_optimizer = self.graph.op_phase == Phase.OPTIMIZER
-        return np.where(in_optimizer, 1, self.spec.micro_steps)
-
-    @cached_property
-    def breakdown(self) -> _Breakdown:
-        return _break_down(self)
-
-    @property
-    def step_time_s(self) -> float:
-        """Seconds of the whole step, repeated micro-steps included."""
-        return self.breakdown.step_ps / PICOSECONDS_PER_S
-
-    @cached_property
-    def dynamic_energy_j(self) -> float:
-        """Joules per device and step above idle: kernels, and bytes over links and through memory in collectives."""
-        ops = float((self.prices.energy_j * self.occurrences).sum())
-        sent = 0.0
-        plan = self.plan
-        if plan.degree > 1:
-            kinds = [label.kind for label in self.program.labels]
-            for row in np.flatnonzero(self.program.stream > COMPUTE).tolist():
-                sent += self._collective_energy(kinds[self.program.label[row]], row) * float(self.weight[row])
-        return ops + sent
-
-    def _collective_energy(self, kind: str, row: int) -> float:
-        """Energy of a collective task, from the bytes that it sends: its share of a link's rate over its time."""
-        demands = self.program.demands
-        low, high = demands.indptr[row], demands.indptr[row + 1]
-        seconds = float(self.program.work_ps[row]) / PICOSECONDS_PER_S
-        moved = sum(
-            float(amount) * seconds
-            for resource, amount in zip(demands.resource[low:high], demands.amount[low:high], strict=True)
-            if self.program.resources[resource].name.endswith("link")
-        )
-        return self.accelerator.power.energy_j(0.0, "fp32", {"link": moved, "hbm": 2 * moved})
-
-    def sustained_clock_hz(self, nominal: Accelerator) -> float:
-        """The clock at which the step's average power keeps to the limit."""
-        if self.step_time_s == 0:
-            return nominal.clock_hz
-        power = self.dynamic_energy_j / self.step_time_s
-        ratio = self.accelerator.clock_hz / nominal.clock_hz
-        at_nominal = power / ratio**3  # energy is priced at the nominal voltage; see Power.sustained_clock
-        return min(nominal.clock_hz, nominal.power.sustained_clock(max(power, at_nominal * ratio**3), nominal.clock_hz))
-
-
-@dataclass(frozen=True, slots=True)
-class _Breakdown:
-    """The compute stream's time, in picoseconds of the whole step."""
-
-    step_ps: float
-    waiting: Mapping[str, float]  # gaps with a collective running, by its kind
-    interference: float  # compute slowed by collectives
-    host: float
-    copies: float  # kernels that the graph does not have: copies around collectives, accumulation
-
-
-def _break_down(played: Played) -> _Breakdown:
-    program, timeline, weight = played.program, played.timeline, played.weight
-    kinds = [label.kind for label in program.labels]
-    rows = np.flatnonzero(program.stream == COMPUTE)
-    others = np.flatnonzero(program.stream > COMPUTE)
-    order = others[np.argsort(timeline.start_ps[others], kind="stable")]
-    busy = [(int(timeline.start_ps[r]), int(timeline.end_ps[r]), kinds[program.label[r]]) for r in order.tolist()]
-    waiting: dict[str, float] = {}
-    host = interference = copies = step = 0.0
-    cursor, first = 0, 0
-    for row in rows.tolist():
-        start, end, times = int(timeline.start_ps[row]), int(timeline.end_ps[row]), float(weight[row])
-        first, covered = _covered(busy, first, cursor, start, waiting, times)
-        host += (start - cursor - covered) * times
-        excess = end - start - int(program.work_ps[row])
-        launched = program.host[row] >= 0 and end == timeline.issue_ps[row] + program.span_ps[row]
-        host += excess * times if launched else 0.0
-        interference += 0.0 if launched else excess * times
-        copies += int(program.work_ps[row]) * times if kinds[program.label[row]] == "copy" else 0.0
-        step += (end - cursor) * times
-        cursor = end
-    tail = timeline.makespan_ps - cursor
-    if tail > 0:
-        _, covered = _covered(busy, 0, cursor, timeline.makespan_ps, waiting, 1.0)
-        host += tail - covered
-        step += tail
-    return _Breakdown(step, waiting, interference, host, copies)
-
-
-def _covered(
-    busy: list[tuple[int, int, str]], first: int, low: int, high: int, waiting: dict[str, float], times: float
-) -> tuple[int, int]:
-    """How much of [low, high] a collective covers, added to `waiting` by kind; and where to look from next time."""
-    covered, cursor = 0, low
-    while first < len(busy) and busy[first][1] <= low:
-        first += 1
-    for start, end, kind in busy[first:]:
-        if start >= high or cursor >= high:
-            break
-        part = min(end, high) - max(start, cursor)
-        if part > 0:
-            waiting[kind] = waiting.get(kind, 0.0) + part * times
-            covered += part
-            cursor = min(end, high)
-    return first, covered
-
-
 def summarize(played: Played) -> Result:
     """The result of a played step."""
     spec, accelerator = played.spec, played.accelerator
@@ -184,7 +40,8 @@ def summarize(played: Played) -> Result:
     peak = {name: float(value) for name, value in resident.items()}
     peak_total = sum(peak.values())
     model_flops, hardware_flops = _flops(played)
-    peak_flops = accelerator.peak_flops(played.formats.compute) * devices * _clock_ratio(played)
+    # against the nominal peak, whatever clock is sustained
+    peak_flops = played.cluster.accelerator.peak_flops(played.formats.compute) * devices
     power_j = played.dynamic_energy_j + accelerator.idle_power_w * step_s
     energy = power_j * devices
     hourly = accelerator.price_usd_per_hour
@@ -222,19 +79,14 @@ def summarize(played: Played) -> Result:
     )
 
 
-def _clock_ratio(played: Played) -> float:
-    """MFU is against the nominal peak, whatever the sustained clock."""
-    nominal = played.cluster.accelerator.clock_hz
-    return nominal / played.accelerator.clock_hz
-
-
 def _flops(played: Played) -> tuple[float, float]:
     """FLOPs per step of all devices: the model's (no recomputation), and with recomputation."""
     graph = played.graph
     classes = np.array([kind.op_class for kind in graph.kinds])[graph.op_kind]
+    scores = np.array([_makes_or_reads_scores(graph, kind) for kind in graph.kinds])[graph.op_kind]
     share = np.select(
-        [classes == "attention_backward", np.isin(classes, ["matmul", "attention"])],
-        [_ATTENTION_BACKWARD_SHARE, 1.0],
+        [classes == "attention_backward", scores, np.isin(classes, ["matmul", "attention"])],
+        [_ATTENTION_BACKWARD_SHARE, 0.5, 1.0],
         0.0,
     )
     flops = played.prices.flops * share * played.occurrences
@@ -242,6 +94,17 @@ def _flops(played: Played) -> tuple[float, float]:
     again = graph.op_phase == Phase.RECOMPUTE
     replicas = played.plan.degree
     return float(flops[model].sum()) * replicas, float(flops[model | again].sum()) * replicas
+
+
+def _makes_or_reads_scores(graph: OpGraph, kind: OpKind) -> bool:
+    """Whether a product is one of unfused attention: two of its three dimensions are the sequence.
+
+    It computes all scores; a causal mask leaves half of them to the model, as in a fused kernel.
+    """
+    if kind.op_class != "matmul":
+        return False
+    left, right = (graph.specs[spec].dims[-2:] for spec in kind.inputs[-2:])
+    return [*left, right[-1]].count(("sequence",)) == 2
 
 
 def _time_breakdown(played: Played) -> dict[str, Any]:

@@ -25,7 +25,7 @@ ROOMS = (
     ("cosim.parallel",),
     ("cosim.mapping",),
     ("cosim.engine",),
-    ("cosim.memory", "cosim.result"),
+    ("cosim.memory", "cosim.result", "cosim.played"),
     ("cosim.summary",),
     ("cosim.simulate",),
     (

@@ -1,0 +1,191 @@
+"""What a result says, against closed forms and against what its own parts add up to."""
+
+import importlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from cosim.result import Result
+from cosim.simulate import simulate
+from cosim.spec import RunSpec
+
+TINY = {"family": "llama", "layers": 3, "hidden": 128, "heads": 4, "kv_heads": 2, "ffn": 352, "vocab": 1024}
+MEDIUM = {"family": "gpt", "layers": 4, "hidden": 2048, "heads": 16, "vocab": 50304, "max_positions": 4096}
+BASE: dict[str, Any] = {
+    "workload": {"model": TINY, "seq_len": 256, "global_batch": 16, "micro_batch": 1},
+    "system": {"accelerator": "h100-sxm-80gb", "devices": 8},
+    "parallel": {"zero": 3},
+    "training": {"framework": "torchtitan"},
+}
+
+
+def spec(*overrides: str, model: Mapping[str, object] = TINY) -> RunSpec:
+    base = {**BASE, "workload": {**BASE["workload"], "model": dict(model)}}
+    return RunSpec.from_mapping(base, overrides=overrides)
+
+
+def run(*overrides: str, model: Mapping[str, object] = TINY) -> Result:
+    return simulate(spec(*overrides, model=model))
+
+
+def total(times: Mapping[str, Any]) -> float:
+    parts = [value for item in times.values() for value in (item.values() if isinstance(item, Mapping) else [item])]
+    assert all(part >= 0 for part in parts)
+    return math.fsum(parts)
+
+
+VARIANTS = [
+    (),
+    ("parallel.zero=0",),
+    ("parallel.zero=1", "training.framework=pytorch"),
+    ("parallel.zero=2", "training.framework=composer", "workload.global_batch=64"),
+    ("training.framework=composer",),
+    ("training.compile=true", "training.recompute=full"),
+    ("system.devices=1", "training.precision=tf32", "training.attention=unfused"),
+    ("system.devices=64", "workload.global_batch=640", "parallel.overlap.gradients=false"),
+]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+@pytest.mark.parametrize("model", [TINY, MEDIUM])
+def test_the_breakdown_adds_up_to_the_step(overrides: tuple[str, ...], model: Mapping[str, object]) -> None:
+    """To the picosecond that each op is rounded to."""
+    result = run(*overrides, model=model)
+    assert result.detail is not None
+    ops = len(result.detail.program) * 100 * result.detail.micro_steps
+    assert total(result.time_breakdown_s) == pytest.approx(result.step_time_s, abs=ops * 1e-12, rel=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["flash-2", "unfused"])
+@pytest.mark.parametrize("model", [TINY, MEDIUM])
+def test_model_flops_are_the_closed_form_and_mfu_follows(attention: str, model: Mapping[str, object]) -> None:
+    """6 per matmul weight and token, and the causal half of attention, whichever kernel runs it (arXiv 2205.05198)."""
+    spec_ = spec(f"training.attention={attention}", "workload.seq_len=1024", model=model)
+    result = simulate(spec_)
+    config = spec_.dimensions()
+    assert config is not None
+    closed = config.model_flops_per_token(1024) * spec_.tokens_per_step
+    assert result.model_flops == pytest.approx(closed, rel=0.01)
+    peak = 989.4e12 * 8  # NVIDIA H100 datasheet, dense bf16
+    assert result.mfu == pytest.approx(closed / peak / result.step_time_s, rel=0.01)
+    assert result.hfu == pytest.approx(result.mfu)
+    assert result.tokens_per_s * result.step_time_s == pytest.approx(spec_.tokens_per_step)
+    assert result.tokens_per_s_per_device * 8 == pytest.approx(result.tokens_per_s)
+
+
+def test_recomputation_raises_hfu_and_lowers_mfu() -> None:
+    """Full recomputation runs all of a block's forward again but its last product: close to 4/3."""
+    none, full = (run(f"training.recompute={policy}", model=MEDIUM) for policy in ("none", "full"))
+    assert full.model_flops == none.model_flops
+    assert full.mfu < none.mfu == pytest.approx(none.hfu)
+    head = 6 * 2048 * 50304 * 16 * 256 / none.model_flops
+    assert 1 + (1 - head) / 3 * 0.6 < full.hfu / full.mfu < 1 + (1 - head) / 3
+    assert 0 < full.mfu < full.hfu < 1
+
+
+@pytest.mark.parametrize("model", [TINY, MEDIUM])
+@pytest.mark.parametrize("limit", ["700 W", "350 W", "250 W"])
+def test_mean_power_lies_between_idle_and_the_limit(limit: str, model: Mapping[str, object]) -> None:
+    """The clock falls until it does; 2 % is what three rounds leave."""
+    overrides = [f"system.accelerator.set.power.limit={limit}", "workload.seq_len=2048", "workload.global_batch=32"]
+    result = run(*overrides, model=model)
+    watts = result.energy_j / result.step_time_s / 8
+    assert 80 <= watts <= float(limit.removesuffix(" W")) * 1.02
+
+
+def test_a_lower_power_limit_lowers_the_clock_and_lengthens_the_step() -> None:
+    results = [
+        run(f"system.accelerator.set.power.limit={limit} W", "workload.seq_len=2048", model=MEDIUM)
+        for limit in (700, 350, 250)
+    ]
+    for high, low in zip(results, results[1:], strict=False):
+        assert low.clock_hz < high.clock_hz
+        assert low.step_time_s > high.step_time_s
+        assert low.energy_j < high.energy_j  # slower, at a lower voltage
+
+
+def test_a_whole_run_is_its_tokens_worth_of_steps() -> None:
+    assert run().run is None
+    tokens = 16 * 256
+    once, thousand = (run(f"workload.tokens={tokens * n}.0") for n in (1, 1000))
+    assert once.run is not None
+    assert thousand.run is not None
+    assert once.run["time_s"] == pytest.approx(once.step_time_s)
+    assert once.run["energy_j"] == pytest.approx(once.energy_j)
+    assert once.cost_usd is not None
+    assert once.run["cost_usd"] == pytest.approx(once.cost_usd)
+    for key, value in once.run.items():
+        assert thousand.run[key] == pytest.approx(1000 * value)
+    assert once.cost_usd == pytest.approx(3.0 / 3600 * once.step_time_s * 8)  # the file's dollars per device and hour
+
+
+REMEDIES = {
+    "recompute: full": "training.recompute=full",
+    "zero: 3": "parallel.zero=3",
+    "a smaller micro_batch": "workload.micro_batch=1",
+    "a shorter seq_len": "workload.seq_len=1024",
+    "more devices to shard over (zero: 3)": "system.devices=16",
+}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("workload.micro_batch=4", "workload.seq_len=2048", "workload.global_batch=64"),
+        ("parallel.zero=0", "training.framework=pytorch"),
+        ("parallel.zero=1", "training.framework=pytorch", "workload.micro_batch=2"),
+        ("training.recompute=full", "workload.seq_len=2048"),
+    ],
+)
+def test_every_remedy_of_a_run_that_does_not_fit_lowers_its_peak(overrides: tuple[str, ...]) -> None:
+    small = "system.accelerator.set.memory.hbm.capacity=1 GiB"
+    result = run(small, *overrides, model=MEDIUM)
+    assert not result.feasible
+    assert result.infeasible_reason is not None
+    over = result.peak_memory_bytes - 2**30
+    said = re.search(r"([\d.]+) GiB too much", result.infeasible_reason)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(over / 2**30, rel=0.01)
+    named = result.infeasible_reason.split("; try ")[1].split(" or ")
+    assert named
+    for remedy in named:
+        changed = (*overrides, REMEDIES[remedy])
+        if remedy.startswith("more devices"):
+            changed = (*changed, "parallel.zero=3", "workload.global_batch=128")
+        assert run(small, *changed, model=MEDIUM).peak_memory_bytes < result.peak_memory_bytes, remedy
+
+
+def test_a_run_that_fits_says_nothing() -> None:
+    result = run()
+    assert result.feasible
+    assert result.infeasible_reason is None
+    assert result.peak_memory_bytes == pytest.approx(sum(result.memory_bytes.values()))
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+@pytest.mark.parametrize("model", [TINY, MEDIUM])
+def test_micro_steps_that_are_not_played_repeat_the_one_before_the_last(
+    overrides: tuple[str, ...], model: Mapping[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Playing four and repeating one is what playing all of them gives."""
+    many = (*overrides, "workload.global_batch=640")
+    folded = run(*many, model=model)
+    monkeypatch.setattr(importlib.import_module("cosim.simulate"), "MICRO_STEPS_PLAYED", 10**6)
+    played = run(*many, model=model)
+    assert folded.detail is not None
+    assert played.detail is not None
+    assert played.detail.micro_steps_played == played.detail.micro_steps == folded.detail.micro_steps > 4
+    assert folded.step_time_s == pytest.approx(played.step_time_s, rel=1e-3)
+    assert folded.energy_j == pytest.approx(played.energy_j, rel=1e-3)
+    assert folded.peak_memory_bytes == pytest.approx(played.peak_memory_bytes, rel=1e-3)
+    for part in ("compute", "exposed_communication"):
+        keys = {*folded.time_breakdown_s[part], *played.time_breakdown_s[part]}
+        for key in keys:
+            pair = [times.time_breakdown_s[part].get(key, 0.0) for times in (folded, played)]
+            assert pair[0] == pytest.approx(pair[1], rel=1e-2, abs=1e-3 * played.step_time_s)
+    assert folded.time_breakdown_s["host"] == pytest.approx(
+        played.time_breakdown_s["host"], abs=1e-3 * played.step_time_s
+    )
