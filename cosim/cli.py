@@ -86,6 +86,14 @@ def simulate(
     html_file: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a report to open in a browser.")
     ] = None,
+    perfetto_file: Annotated[
+        Path | None,
+        typer.Option("--perfetto", metavar="FILE", help="Write the timeline for ui.perfetto.dev; compressed if .gz."),
+    ] = None,
+    memory_file: Annotated[
+        Path | None,
+        typer.Option("--memory-snapshot", metavar="FILE", help="Write allocations for pytorch.org/memory_viz."),
+    ] = None,
     batch: Annotated[
         str | None, typer.Option("--batch", metavar="RUNS.jsonl", help="Many runs, one JSON object per line.")
     ] = None,
@@ -93,10 +101,11 @@ def simulate(
     """Simulate one training step: how fast, does it fit, what limits it."""
     if (run is None) == (batch is None):
         raise InputError("simulate: give one run file, or --batch RUNS.jsonl")
-    _distinct({"RUN.yaml": run, "--batch": batch, "--json": json_file, "--html": html_file})
+    pages = {"--html": html_file, "--perfetto": perfetto_file, "--memory-snapshot": memory_file}
+    _distinct({"RUN.yaml": run, "--batch": batch, "--json": json_file, **pages})
     if batch is not None:
-        if html_file is not None:
-            raise InputError("--html: a batch has no report; leave it out")
+        for option in (option for option, file in pages.items() if file is not None):
+            raise InputError(f"{option}: a batch has no report; leave it out")
         _simulate_batch(batch, changes or [], json_file)
         return
     from cosim.spec import RunSpec
@@ -104,17 +113,16 @@ def simulate(
     spec = RunSpec.load(str(run), changes or [])
     with ExitStack() as outputs:
         json_out = outputs.enter_context(_output(json_file, "--json"))
-        html_out = outputs.enter_context(_output(html_file, "--html"))
+        written = {option: outputs.enter_context(_output(file, option)) for option, file in pages.items()}
         with _status() as progress:
             from cosim.simulate import simulate as simulate_run
 
             result = simulate_run(spec, progress)
         if json_out is not None:
             json_out.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        if html_out is not None:
-            from cosim.report.html import write_html
-
-            write_html(result, html_out)
+        for option, file in written.items():
+            if file is not None:
+                _write_page(option, result, file)
     _print_result(result)  # last: a reader that closes the pipe costs no file
 
 
@@ -208,6 +216,21 @@ def validate_show(identifier: Annotated[str, typer.Argument(metavar="ID", help="
     if run.columns["assumptions"]:
         print(f"# assumed: {run.columns['assumptions']}")
     _print_yaml(data)
+
+
+def _write_page(option: str, result: Result, file: Path) -> None:
+    if option == "--html":
+        from cosim.report.html import write_html
+
+        write_html(result, file)
+    elif option == "--perfetto":
+        from cosim.report.perfetto import write_perfetto
+
+        write_perfetto(result, file)
+    else:
+        from cosim.report.memory_snapshot import write_memory_snapshot
+
+        write_memory_snapshot(result, file)
 
 
 def _simulate_batch(batch: str, changes: list[str], json_file: Path | None) -> None:

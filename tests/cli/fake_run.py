@@ -36,6 +36,8 @@ def modules() -> dict[str, ModuleType]:
         "cosim.simulate": {"simulate": simulate},
         "cosim.report.terminal": {"print_result": lambda result, console: console.print("a table")},
         "cosim.report.html": {"write_html": lambda result, path: path.write_text("<html>")},
+        "cosim.report.perfetto": {"write_perfetto": lambda result, path: path.write_text("{}")},
+        "cosim.report.memory_snapshot": {"write_memory_snapshot": lambda result, path: path.write_text("snapshot")},
     }.items():
         found[name] = ModuleType(name)
         for key, value in attributes.items():

@@ -111,6 +111,8 @@ def test_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> N
         (["simulate", "--batch", "missing.jsonl"], "missing.jsonl: cannot be read"),
         (["simulate", "--batch", "."], "directory"),
         (["simulate", "--batch", "run.yaml", "--html", "x.html"], "leave it out"),
+        (["simulate", "--batch", "run.yaml", "--perfetto", "x.json"], "--perfetto: a batch has no report"),
+        (["simulate", "run.yaml", "--perfetto", "a", "--memory-snapshot", "a"], "is the same file as"),
         (["hw", "show", "h100-smx-80gb"], "did you mean h100-sxm-80gb"),
         (["workload", "show", "lama3-8b"], "llama3-8b"),
         (["validate", "show", "mosaicml-27"], "did you mean 'mosaicml-"),
