@@ -155,7 +155,7 @@ def _unite_matmul(axes: TensorAxes, kind: OpKind, inputs: list[int], outputs: li
             for one, two, made in zip(a[:-2], b[:-2], c[:-2], strict=True):
                 axes.same(one, made)
                 axes.same(two, made)
-        for bias in inputs[:left]:
+        for bias in inputs[:left] if kind.target.startswith("aten.") else []:
             axes.aligned(bias, output)
 
 

@@ -18,7 +18,7 @@ from cosim.trace.options import TraceOptions
 from cosim.trace.recorder import HostNumbers, Recorder
 from cosim.trace.replacements import cuda_autocast, cuda_operators
 from cosim.trace.sizes import SizeDecoder
-from cosim.trace.step import DataDependentError, Progress, Source, provenance_of
+from cosim.trace.step import DataDependentError, Progress, Source, is_own_decoder, provenance_of
 from hwmodels.units import InputError
 from workloads.build import build_module
 from workloads.model import ModelConfig
@@ -31,9 +31,9 @@ _LONGEST = ("max_position_embeddings", "n_positions", "max_sequence_length", "ma
 
 def probing_limits(model: Source, options: TraceOptions) -> tuple[set[int], int | None]:
     """(every dimension of the parameters, the longest sequence or None if unknown): what probing sizes must respect."""
-    if isinstance(model, ModelConfig):
-        named = [getattr(model, name) for name in ModelConfig.__dataclass_fields__]
-        dimensions = {size for size in named if type(size) is int}
+    if is_own_decoder(model):
+        fields = [getattr(model, name) for name in ModelConfig.__dataclass_fields__]
+        dimensions = {size for size in fields if type(size) is int}
         dimensions |= {model.heads * model.head_dim, (model.heads + 2 * model.kv_heads) * model.head_dim}
         return dimensions, model.max_positions if model.pos_emb == "learned" else None
     with _fake(options):
@@ -41,6 +41,8 @@ def probing_limits(model: Source, options: TraceOptions) -> tuple[set[int], int 
         tensors = [*module.parameters(), *module.buffers()]
         config = getattr(module, "config", None)
         longest = [getattr(config, name, None) for name in _LONGEST]
+        if isinstance(model, ModelConfig) and model.pos_emb == "learned":
+            longest.append(model.max_positions)
     found = [size for size in longest if isinstance(size, int) and size > 0]
     return {size for tensor in tensors for size in tensor.shape}, min(found, default=None)
 
@@ -135,9 +137,13 @@ def _build(model: Source, options: TraceOptions, sequence: int) -> nn.Module:
 
 
 def _inputs(module: nn.Module, batch: int, sequence: int) -> tuple[Any, Tensor]:
-    """The module's inputs (tensor, tuple or mapping of tensors) and labels (batch, sequence)."""
+    """The module's inputs (tensor, tuple or mapping of tensors) and labels: its own, or (batch, sequence)."""
     labels = torch.empty((batch, sequence), dtype=torch.int64)
     example = getattr(module, "example_inputs", None)
+    own_labels = getattr(module, "example_labels", None)
+    if callable(own_labels):
+        with _explained():
+            labels = own_labels(batch, sequence)
     if callable(example):
         with _explained():
             return example(batch, sequence), labels

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -93,9 +93,15 @@ def bind(graph: OpGraph, options: TraceOptions) -> OpGraph:
 def one_sequence_differs(model: Source, options: TraceOptions) -> bool:
     """Whether a batch of one sequence is traced as such: copies that reorder dimensions vanish where one of them is 1.
 
-    The fused attention of this project's own models makes no such copy.
+    The fused attention of this project's own models makes no such copy; relative positions are never fused.
     """
-    return options.batch == 1 and not (isinstance(model, ModelConfig) and options.attention == "flash")
+    fused = isinstance(model, ModelConfig) and options.attention == "flash" and model.pos_emb != "relative"
+    return options.batch == 1 and not fused
+
+
+def is_own_decoder(model: Source) -> TypeGuard[ModelConfig]:
+    """Whether the model is this project's gpt or llama."""
+    return isinstance(model, ModelConfig) and model.family in ("gpt", "llama")
 
 
 def _attempts(
@@ -103,12 +109,13 @@ def _attempts(
 ) -> Iterator[tuple[SizeDecoder, SizeDecoder | None]]:
     """Sizes to trace at, and others at which a second trace must be the same; a decoder without a size uses the actual.
 
-    Modules that are not this project's own may do anything with their sizes, so they are traced twice.
+    Decoders of this project bind to every size, which its tests show; others may do anything with their sizes and are
+    traced twice.
     """
     batches: list[int | None] = list(probe_batches(dimensions))
     if one_sequence_differs(model, options):
         batches = [None, None]
-    twice = not isinstance(model, ModelConfig)
+    twice = not is_own_decoder(model)
     for sequence, other in probe_sequences(dimensions, longest):
         yield SizeDecoder(batches[0], sequence), SizeDecoder(batches[1], other) if twice else None
     if batches[0] is not None:

@@ -92,7 +92,7 @@ def _rows() -> Mapping[str, Entry]:
         for name in names.split():
             table[name if "." in name else f"aten.{name}"] = Entry(op_class, vector_ops, special_ops)
 
-    add("matmul", "mm addmm bmm baddbmm _scaled_mm _grouped_mm")
+    add("matmul", "mm addmm bmm baddbmm _scaled_mm _grouped_mm cosim.grouped_mm cosim.grouped_mm_weight")
     add("convolution", "convolution convolution_backward")
     add("attention", "cosim.attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu")
     add("attention", "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention")
@@ -190,25 +190,41 @@ ATTRIBUTE_NAMES: Mapping[str, str] = {"is_causal": "causal", "dropout_p": "dropo
 
 
 def matmul_operands(kind: OpKind) -> tuple[int, int]:
-    """Positions of A and B among a matmul's inputs: the products that add to a first input have them after it."""
-    return (1, 2) if kind.target in ("aten.addmm", "aten.baddbmm") else (0, 1)
+    """Positions of A and B among a matmul's inputs: after what they are added to, or after the sizes of groups."""
+    return (1, 2) if kind.target in (*_ADDING, *_COUNTED) else (0, 1)
+
+
+_ADDING = ("aten.addmm", "aten.baddbmm")
+_COUNTED = ("cosim.grouped_mm", "cosim.grouped_mm_weight")
 
 
 def matmul_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int]:
     """(batch, m, n, k) of a matmul C (..., m, n) = A (..., m, k) B (..., k, n).
 
-    In a grouped product (one of experts) rows of A, or what is contracted, are taken to be spread evenly over groups.
+    In a grouped product (one of experts) rows of A, or what is contracted, are taken to be spread evenly over groups,
+    rounded up.
     """
     left, right = (graph.shapes[kind.inputs[place]] for place in matmul_operands(kind))
-    if kind.target != "aten._grouped_mm":
+    if kind.target not in _GROUPED:
         return math.prod(left[:-2]), left[-2], right[-1], left[-1]
     groups = max(len(left) > 2 and left[0], len(right) > 2 and right[0]) or graph.shapes[kind.outputs[0]][0]
     rows, columns, inner = left[-2], right[-1], left[-1]
     if len(left) == len(right) == 2:
-        return groups, rows, columns, inner // groups
+        return groups, rows, columns, -(-inner // groups)
     if len(left) == 2:
-        return groups, rows // groups, columns, inner
-    return groups, rows, columns // groups if len(right) == 2 else columns, inner
+        return groups, -(-rows // groups), columns, inner
+    return groups, rows, -(-columns // groups) if len(right) == 2 else columns, inner
+
+
+_GROUPED = ("aten._grouped_mm", "cosim.grouped_mm", "cosim.grouped_mm_weight")
+
+
+def _grouped_flops(graph: OpGraph, kind: OpKind) -> float:
+    """2 FLOP per row, column and contracted element, however the groups share them."""
+    left, right = (graph.shapes[kind.inputs[place]] for place in matmul_operands(kind))
+    if len(left) > len(right):
+        return 2.0 * left[-2] * math.prod(right)
+    return 2.0 * math.prod(left) * right[-1]
 
 
 def attention_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int, int, int, int]:
@@ -225,6 +241,8 @@ def kind_flops(graph: OpGraph, kind: OpKind, halve_causal: bool = True) -> float
     (FlashAttention, arXiv 2205.14135). Everything else counts 0, as model FLOPs are counted (arXiv 2204.02311,
     appendix B).
     """
+    if kind.target in _GROUPED:
+        return _grouped_flops(graph, kind)
     if kind.op_class == "matmul":
         batch, m, n, k = matmul_dims(graph, kind)
         return 2.0 * batch * m * n * k
@@ -234,18 +252,22 @@ def kind_flops(graph: OpGraph, kind: OpKind, halve_causal: bool = True) -> float
         half = 0.5 if halve_causal and kind.attribute("causal", False) else 1.0
         return 2.0 * half * batch * heads * seq_q * seq_k * (scores * head_dim + values * value_dim)
     if kind.op_class == "convolution":
-        return _convolution_flops(graph, kind)
+        return math.fsum(2.0 * m * n * k for m, n, k in convolution_products(graph, kind))
     return 0.0
 
 
-def _convolution_flops(graph: OpGraph, kind: OpKind) -> float:
-    """2 * output elements * kernel elements per output channel; the backward has two such products."""
+def convolution_products(graph: OpGraph, kind: OpKind) -> list[tuple[int, int, int]]:
+    """(m, n, k) of the products that a convolution is: output positions x output channels x kernel elements per output
+    channel; its backward has one for the input's gradient, where that is made, and one for the weight's.
+    """
     backward = kind.target.endswith("_backward")
-    if backward:
-        out, _, weight = (graph.shapes[spec] for spec in kind.inputs[:3])
-        made = sum(1 for spec in kind.outputs if len(graph.shapes[spec]) > 1)
-        return 2.0 * made * math.prod(out) * math.prod(weight[1:])
-    return 2.0 * math.prod(graph.shapes[kind.outputs[0]]) * math.prod(graph.shapes[kind.inputs[1]][1:])
+    out = graph.shapes[kind.inputs[0] if backward else kind.outputs[0]]
+    weight = graph.shapes[kind.inputs[2 if backward else 1]]
+    rows, channels, taps = out[0] * math.prod(out[2:]), out[1], math.prod(weight[1:])
+    if not backward:
+        return [(rows, channels, taps)]
+    made = sum(1 for spec in kind.outputs if len(graph.shapes[spec]) > 1)
+    return [(rows, taps, channels), (channels, taps, rows)][2 - made :]
 
 
 def flops(graph: OpGraph, halve_causal: bool = True) -> list[float]:
