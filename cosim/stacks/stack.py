@@ -74,9 +74,6 @@ class Stack:
     repeat_kv: bool = False  # keys and values of grouped-query attention are copied out to all heads first
     layer_norm_fused: bool = True  # forward is one kernel; backward is one for the input and one for the weights
     rms_norm_fused: bool = False  # else cast, square, mean, rsqrt, multiply, cast, scale
-    rope_fused: bool = False  # else cast to fp32, multiply, cast back
-    activation_fused: bool = False  # bias and activation, or SwiGLU's silu and gate, in one pass
-    dropout_add_fused: bool = False  # dropout and residual addition in one pass
     cross_entropy_fused: bool = False  # else log_softmax and nll_loss, whose intermediate is kept for backward
     cross_entropy_format: Format = "fp32"  # fp32: logits are copied to fp32 first, their gradients copied back
     logged_losses: int = _count(0)  # cross-entropies computed again without gradient each micro-step, for metrics
@@ -88,7 +85,6 @@ class Stack:
     # fp32 copies in the optimizer.
     mixed_precision_sharded: MixedPrecision = "cast_parameters"  # under ZeRO 3
     mixed_precision_replicated: MixedPrecision = "autocast"  # else
-    autocast_norm_format: Format = "fp32"  # what a norm reads and writes under autocast; elsewhere its input's format
     parameter_gather_format: Format = "compute"  # of ZeRO 3's all-gathers
     gradient_reduce_format: Format = "fp32"  # of the reduction; a whole gradient is in the format of its parameter
     gradient_format: Format = "fp32"  # of the reduced gradient, summed over micro-steps and read by the optimizer
@@ -111,11 +107,9 @@ class Stack:
     first_bucket_bytes: int = _bytes(2**20)
     bucket_views: bool = False  # false: buckets are copies, filled before and read back after the reduction
 
-    # Optimizer step, Adam and AdamW
+    # Optimizer step
     optimizer_kernel: Literal["fused", "foreach", "per_parameter"] = "foreach"  # one kernel; one per pass over all
     #                               parameters, with one temporary as large as them; one per pass and parameter
-    optimizer_passes: int = _count(8)
-    optimizer_accesses: int = _count(20)  # elements read or written per parameter element over all passes
     optimizer_syncs: bool = False  # the host waits for the device once per parameter
     gradient_clipping: bool = True  # by global norm: a pass that reads all gradients, one that reads and writes them
 
@@ -131,11 +125,6 @@ class Stack:
 
     # Memory
     allocation_unit_bytes: int = _bytes(512)  # sizes are rounded up to it
-    small_allocation_bytes: int = _bytes(2**20)  # sizes up to this come from small segments
-    small_segment_bytes: int = _bytes(2 * 2**20)
-    large_segment_bytes: int = _bytes(20 * 2**20)  # sizes above small and below own_segment_from_bytes share these
-    own_segment_from_bytes: int = _bytes(10 * 2**20)  # from here a new segment is as large as asked for,
-    own_segment_unit_bytes: int = _bytes(2 * 2**20)  # rounded up to this
     blas_workspace_bytes: ByArchitecture[int] = field(
         default=ByArchitecture(8 * 2**20), metadata={"dimension": "data"}
     )  # allocated once per device; counted by torch as the activations are

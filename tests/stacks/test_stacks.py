@@ -112,25 +112,12 @@ def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
         stacks.load("a", tmp_path)
 
 
-def test_adam_touches_memory_as_often_as_its_operations_say() -> None:
-    # per pass: tensors read + written. mul_, lerp_ or mul_ + add_, mul_, addcmul_, sqrt, div, add_, addcdiv_
-    foreach = [1 + 1, 2 + 1, 1 + 1, 2 + 1, 1 + 1, 1 + 1, 1 + 1, 3 + 1]
-    for name in ("pytorch", "composer", "torchtitan"):
-        stack = stacks.load(name)
-        assert (stack.optimizer_passes, stack.optimizer_accesses) == (len(foreach), sum(foreach))
-
-
 def test_allocator_constants_are_those_of_the_pytorch_that_is_installed() -> None:
     torch = pytest.importorskip("torch")
     header = (Path(torch.__file__).parent / "include/c10/core/AllocatorConfig.h").read_text()
     constants = dict(re.findall(r"constexpr size_t (k\w+) = (\d+);", header))
     stack = stacks.load("pytorch")
     assert int(constants["kMinBlockSize"]) == stack.allocation_unit_bytes
-    assert int(constants["kSmallSize"]) == stack.small_allocation_bytes
-    assert int(constants["kSmallBuffer"]) == stack.small_segment_bytes
-    assert int(constants["kMinLargeAlloc"]) == stack.own_segment_from_bytes
-    assert int(constants["kRoundLarge"]) == stack.own_segment_unit_bytes
-    assert f"large_segment_size_{{{stack.large_segment_bytes}}}" in header
 
 
 def test_the_library_is_plain_data() -> None:
