@@ -37,17 +37,8 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     model or the accelerator shows that the run cannot be; a run that does not fit in memory is not an error, its
     result says so.
     """
-    stack = stacks.load(spec.training.framework)
     accelerator, cluster = _machine(spec)
-    formats = precision.resolve(
-        spec.training.precision,
-        stack,
-        spec.parallel.zero == 3,
-        spec.training.gradient_format,
-        spec.training.reduce_format,
-    )
-    accelerator.peak_flops(formats.compute)
-    attention = attention_algorithm(spec.training.attention, stack, accelerator, formats.compute)
+    stack, formats, attention = _software(spec, accelerator)
     graph = step_graph(spec, formats, stack, attention, progress)
     plan = data_parallel.plan(
         graph,
@@ -67,6 +58,28 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
         stack=stack,
     )
     return summarize(_play(spec, graph, plan, kernels, formats, accelerator, cluster))
+
+
+def trace_step(spec: RunSpec, progress: Progress | None = None) -> OpGraph:
+    """The traced step of `spec` with its techniques, as `simulate` prices it; raises InputError as `simulate` does."""
+    accelerator, _ = _machine(spec)
+    stack, formats, attention = _software(spec, accelerator)
+    return step_graph(spec, formats, stack, attention, progress)
+
+
+def _software(spec: RunSpec, accelerator: Accelerator) -> tuple[Stack, Precision, str]:
+    """The software stack, its formats, and the attention algorithm on this accelerator."""
+    stack = stacks.load(spec.training.framework)
+    formats = precision.resolve(
+        spec.training.precision,
+        stack,
+        spec.parallel.zero == 3,
+        spec.training.gradient_format,
+        spec.training.reduce_format,
+    )
+    accelerator.peak_flops(formats.compute)
+    attention = attention_algorithm(spec.training.attention, stack, accelerator, formats.compute)
+    return stack, formats, attention
 
 
 def _play(
@@ -122,6 +135,7 @@ def step_graph(
         optimizer=training.optimizer,
         optimizer_implementation={"per_parameter": "single"}.get(stack.optimizer_kernel, stack.optimizer_kernel),
         gradient_clipping=stack.gradient_clipping,
+        autocast_norms_in_fp32=stack.autocast_norm_format == "fp32",
         loss_fused=stack.cross_entropy_fused,
         loss_in_fp32=stack.cross_entropy_format == "fp32",
         logged_losses=stack.logged_losses,

@@ -85,6 +85,7 @@ class Stack:
     # fp32 copies in the optimizer.
     mixed_precision_sharded: MixedPrecision = "cast_parameters"  # under ZeRO 3
     mixed_precision_replicated: MixedPrecision = "autocast"  # else
+    autocast_norm_format: Format = "fp32"  # what a norm reads and writes under autocast; elsewhere its input's format
     parameter_gather_format: Format = "compute"  # of ZeRO 3's all-gathers
     gradient_reduce_format: Format = "fp32"  # of the reduction; a whole gradient is in the format of its parameter
     gradient_format: Format = "fp32"  # of the reduced gradient, summed over micro-steps and read by the optimizer
