@@ -5,6 +5,7 @@ becomes its commands with what they print (`generators.examples`); a fence `math
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from generators import equations, examples, tables
@@ -24,4 +25,4 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The page with its tables filled in and its commands run."""
     filled = _MARKER.sub(lambda match: tables.table(match[1]), markdown)
-    return examples.played(filled, page.file.src_uri)
+    return examples.played(filled, page.file.src_uri, Path(page.file.abs_dest_path).parent)

@@ -1,7 +1,8 @@
 """The commands of a page, run while the site is built, with what they really print.
 
 A fence `run` holds commands, one to a line; a fence `file NAME` is shown and written to NAME, where the page's commands
-run. A command that fails fails the build. COSIM_SITE_RUN=0 leaves the output out, for a quick look at the text.
+run; `<!-- written: NAME | WORDS -->` links a page that a command has written. A command that fails fails the build.
+COSIM_SITE_RUN=0 leaves commands and their output out, for a quick look at the text.
 """
 
 import html
@@ -9,22 +10,41 @@ import io
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(run|file)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_WRITTEN = re.compile(r"<!-- written: (\S+) \| (.+?) -->")
 _COLUMNS = 92
 _FAILURE = re.compile(r"(.*)  # exit (\d+)$")  # a command that is meant to fail, and how
 
 
-def played(markdown: str, page: str) -> str:
-    """The page with its files written, its commands run, and their output under them."""
+def played(markdown: str, page: str, site: Path) -> str:
+    """The page with its files written, its commands run, and their output under them.
+
+    Pages that the commands write and the text links are put into the folder `site`.
+    """
     if not _FENCE.search(markdown):
         return markdown
     with tempfile.TemporaryDirectory() as folder:
-        return _FENCE.sub(lambda match: _shown(match, Path(folder), page), markdown)
+        shown = _FENCE.sub(lambda match: _shown(match, Path(folder), page), markdown)
+        return _WRITTEN.sub(lambda match: _link(match, Path(folder), site), shown)
+
+
+def _link(match: re.Match[str], folder: Path, site: Path) -> str:
+    name, words = match[1], match[2]
+    if not _runs():
+        return words
+    site.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / name, site / name)
+    return f'<a href="{name}">{words}</a>'
+
+
+def _runs() -> bool:
+    return os.environ.get("COSIM_SITE_RUN") != "0"
 
 
 def _shown(match: re.Match[str], folder: Path, page: str) -> str:
@@ -41,7 +61,7 @@ def _run(command: str, folder: Path, page: str) -> str:
     if failure := _FAILURE.fullmatch(command):
         command, expected = failure[1], int(failure[2])
     prompt = f'<span class="prompt">$</span> <b>{html.escape(command)}</b>\n'
-    if os.environ.get("COSIM_SITE_RUN") == "0":
+    if not _runs():
         return f'<pre class="terminal">{prompt}</pre>'
     status, printed = _on_a_terminal(command, folder)
     if status != expected:
