@@ -17,6 +17,7 @@ from hwmodels.units import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cosim.graph import OpGraph
     from cosim.result import Result
     from cosim.simulate import Progress
 
@@ -34,7 +35,9 @@ app = typer.Typer(
 hw = typer.Typer(help="Accelerators that are known.", no_args_is_help=True)
 workload = typer.Typer(help="Models that are known.", no_args_is_help=True)
 validate = typer.Typer(help="Predictions against measurements.", no_args_is_help=True)
+graph = typer.Typer(help="Traced steps as graphs.", no_args_is_help=True)
 app.add_typer(hw, name="hw")
+app.add_typer(graph, name="graph")
 app.add_typer(workload, name="workload")
 app.add_typer(validate, name="validate")
 
@@ -124,6 +127,53 @@ def simulate(
             if file is not None:
                 _write_page(option, result, file)
     _print_result(result)  # last: a reader that closes the pipe costs no file
+
+
+@app.command()
+def trace(
+    run: Annotated[str, typer.Argument(metavar="RUN.yaml", help="A run file; - is standard input.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="GRAPH", help="GraphML (.graphml) or node-link JSON (.json).")
+    ],
+    changes: Set = None,
+) -> None:
+    """Write the traced step, with its techniques, as a graph for other tools."""
+    from cosim.trace.export import check_name, write_graph
+
+    _distinct({"RUN.yaml": run, "--output": output})
+    check_name(output)
+    with _output(output, "--output") as written:
+        step = _trace_step(run, changes)
+        if written is not None:
+            write_graph(step, written)
+    print(f"{output}: {len(step):,} ops")
+
+
+@graph.command("summary")
+def graph_summary(
+    source: Annotated[str, typer.Argument(metavar="RUN.yaml|GRAPH", help="A run file, -, or what cosim trace wrote.")],
+    changes: Set = None,
+) -> None:
+    """Ops by phase and class with FLOP and bytes, repeated blocks, parameters, activations, unknown ops."""
+    from cosim.report.graph_summary import print_graph_summary
+    from cosim.trace.export import described, is_graph, read_graph
+
+    if is_graph(Path(source)):
+        if changes:
+            raise InputError(f"--set: {source} is a graph, in which nothing can be set; give the run file")
+        print_graph_summary(read_graph(source), _console())
+    else:
+        print_graph_summary(described(_trace_step(source, changes)), _console())
+
+
+def _trace_step(run: str, changes: list[str] | None) -> OpGraph:
+    from cosim.spec import RunSpec
+
+    spec = RunSpec.load(run, changes or [])
+    with _status() as progress:
+        from cosim.simulate import trace_step
+
+        return trace_step(spec, progress)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 Nodes are ops with `target, op_class, phase, module, layer, input_shapes, input_formats, output_shapes, output_formats,
 flops, bytes_read, bytes_written`; an edge leads from the op that makes a tensor to each that reads it, with `tensor,
 bytes, saved` (kept from forward for backward). Shapes and formats are text, an item per operand: "[8,512] [512]". Of
-the graph: `axes, parameters, trainable_parameters, saved_bytes, blocks, unknown_ops`, those with structure as JSON text.
+the graph: `axes, parameters, trainable_parameters, saved_bytes, blocks, unknown_ops`; what has structure is JSON text.
 """
 
 from __future__ import annotations
@@ -79,6 +79,17 @@ def check_name(path: Path) -> None:
         raise InputError(f"graph {path}: the name ends in {path.suffix or 'nothing'}; allowed: {', '.join(SUFFIXES)}")
 
 
+def is_graph(path: Path) -> bool:
+    """Whether a file holds a graph, rather than a run: by its name, and where that is .json by its first bytes."""
+    if path.suffix != ".json":
+        return path.suffix == ".graphml"
+    try:
+        with path.open("rb") as file:
+            return b'"directed"' in file.read(200)
+    except OSError:
+        return False
+
+
 def write_graph(graph: OpGraph, path: str | Path) -> None:
     """Writes the graph to `path`, in the format that its name ends in.
 
@@ -113,19 +124,24 @@ def read_graph(path: str | Path) -> Graph:
 def _read_json(path: Path) -> Graph:
     import networkx
 
-    graph: Graph = networkx.node_link_graph(json.loads(path.read_text(encoding="utf-8")), edges="edges")
-    return graph
+    return _directed(networkx.node_link_graph(json.loads(path.read_text(encoding="utf-8")), edges="edges"))
 
 
 def _read_graphml(path: Path) -> Graph:
     import networkx
 
-    graph: Graph = networkx.read_graphml(path, node_type=int)
+    graph = _directed(networkx.read_graphml(path, node_type=int))
     graph.graph = {name: value for name, value in graph.graph.items() if name in _GRAPH}
     for _, node in graph.nodes(data=True):
         for name in _TEXTS:  # GraphML does not keep empty texts
             node.setdefault(name, "")
     return graph
+
+
+def _directed(graph: Any) -> Graph:
+    if not graph.is_directed() or graph.is_multigraph():
+        raise ValueError("its edges are not directed, or there are several between two ops")
+    return graph  # type: ignore[no-any-return]
 
 
 def _check(graph: Graph) -> None:
