@@ -3,18 +3,30 @@
 from torch import nn
 
 from workloads import huggingface, user_module
+from workloads.bert import Bert
 from workloads.gpt import GPT
 from workloads.layers import AttentionKind
 from workloads.llama import Llama
 from workloads.model import HuggingFaceModel, Model, ModelConfig
+from workloads.moe import MoE
+from workloads.t5 import T5
+from workloads.vit import ViT
 
 
 def build(config: ModelConfig, attention: AttentionKind = "flash", dropout: float = 0.0) -> nn.Module:
-    """The gpt or llama module of `config`.
+    """The module of `config`, by its family.
 
     Made on the caller's default device and dtype; under FakeTensorMode it takes no memory, whatever its size.
     """
-    return {"gpt": GPT, "llama": Llama}[config.family](config, attention, dropout)
+    families: dict[str, type[nn.Module]] = {
+        "gpt": GPT,
+        "llama": Llama,
+        "bert": Bert,
+        "t5": T5,
+        "vit": ViT,
+        "moe": MoE,
+    }
+    return families[config.family](config, attention, dropout)
 
 
 def build_module(

@@ -5,6 +5,8 @@ How the linear layers are named says how tensor parallelism may cut them:
     by output features (column)   qkv; query, key, value; up, gate
     by input features (row)       output, down
     by vocabulary                 embedding, head
+    by expert                     experts.up, experts.gate, experts.down, whose first dimension is the expert
+    not at all                    router, query_down, kv_down (low-rank projections)
 """
 
 import math
@@ -52,7 +54,8 @@ class Positions(nn.Module):
         super().__init__()
         self.kind = config.pos_emb
         if config.pos_emb == "rope":
-            halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+            turned = config.latent.qk_rope if config.latent else config.head_dim
+            halves = torch.arange(0, turned, 2, dtype=torch.float32) / turned
             steps = torch.arange(config.max_positions, dtype=torch.float32)
             angles = torch.outer(steps, config.rope_theta**-halves).repeat(1, 2)
             self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
@@ -86,39 +89,61 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def unfused_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, scale: float, slopes: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scale: float,
+    slopes: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention as eager PyTorch runs it: every (seq, seq) intermediate is a tensor in memory.
+    """Attention as eager PyTorch runs it: every (seq, seq) intermediate is a tensor in memory.
 
-    Shapes as in `operators.attention`; `mask` (seq, seq) is true where a query must not look. The softmax reads and
-    writes the compute format and accumulates in fp32 inside its kernel, as Megatron-LM's does.
+    Shapes as in `operators.attention`; `mask` (seq, seq) is true where a query must not look, and `bias` (1, heads,
+    seq, seq) is added to the scores. The softmax reads and writes the compute format and accumulates in fp32 inside its
+    kernel, as Megatron-LM's does.
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = (x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2) for x in (k, v))
-    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    scores = torch.matmul(q, k.transpose(-1, -2))
+    scores = scores if scale == 1.0 else scores * scale
     if slopes is not None:
         # slope * j differs from -slope * (i - j) by a constant per row, which the softmax cancels (as BLOOM does it)
         columns = torch.arange(k.shape[2], device=k.device, dtype=slopes.dtype)
         scores = scores + (slopes.view(-1, 1, 1) * columns).to(scores.dtype)
-    scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    if mask is not None:
+        scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
     weights = drop(F.softmax(scores, dim=-1), dropout)
     return torch.matmul(weights, v)
 
 
 class Attention(nn.Module):
-    """Causal self-attention over x (batch, seq, hidden).
+    """Self-attention over x (batch, seq, hidden), or attention of x over `memory` (batch, seq_k, hidden).
 
     `packed`: one projection to (kv_heads, queries per kv head + 2, head_dim), the order in which Megatron-LM packs it;
-    otherwise separate query, key and value projections as torchtitan has them.
+    otherwise separate query, key and value projections as torchtitan has them. `causal` attention needs its `mask` only
+    where it is unfused. `scale` defaults to 1 / sqrt(head_dim).
     """
 
-    def __init__(self, config: ModelConfig, kind: AttentionKind, dropout: float, packed: bool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        kind: AttentionKind,
+        dropout: float,
+        packed: bool,
+        causal: bool = True,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
-        self.kind, self.dropout, self.packed = kind, dropout, packed
+        self.kind, self.dropout, self.packed, self.causal = kind, dropout, packed, causal
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.groups = config.heads // config.kv_heads
         self.rotary = config.pos_emb == "rope"
+        self.scale = 1.0 / math.sqrt(self.head_dim) if scale is None else scale
         q_features, kv_features = config.heads * config.head_dim, config.kv_heads * config.head_dim
         if packed:
             self.qkv = nn.Linear(config.hidden, q_features + 2 * kv_features, bias=config.qkv_bias)
@@ -126,48 +151,65 @@ class Attention(nn.Module):
             self.query = nn.Linear(config.hidden, q_features, bias=config.qkv_bias)
             self.key = nn.Linear(config.hidden, kv_features, bias=config.qkv_bias)
             self.value = nn.Linear(config.hidden, kv_features, bias=config.qkv_bias)
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.output = nn.Linear(q_features, config.hidden, bias=config.biases)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (batch, seq, heads, head_dim), k and v (batch, seq, kv_heads, head_dim)."""
+    def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (batch, seq, heads, head_dim), k and v (batch, seq_k, kv_heads, head_dim)."""
         if self.packed:
             qkv = self.qkv(x).unflatten(-1, (self.kv_heads, self.groups + 2, self.head_dim))
             q, k, v = qkv.split((self.groups, 1, 1), dim=3)
             return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        return tuple(y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
+        memory = x if memory is None else memory
+        q, k, v = self.query(x), self.key(memory), self.value(memory)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
+        return self.query_norm(q), self.key_norm(k), v
 
-    def forward(self, x: Tensor, positions: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
-        q, k, v = (y.transpose(1, 2) for y in self.project(x))
+    def forward(
+        self,
+        x: Tensor,
+        positions: tuple[Tensor, ...] = (),
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        q, k, v = (y.transpose(1, 2) for y in self.project(x, memory))
         if self.rotary:
             q, k = rotate(q, *positions), rotate(k, *positions)
         slopes = positions[0] if positions and not self.rotary else None
-        dropout, scale = self.dropout if self.training else 0.0, 1.0 / math.sqrt(self.head_dim)
-        if mask is None:
-            out = operators.attention(q, k, v, True, dropout, scale, slopes)[0]
+        dropout = self.dropout if self.training else 0.0
+        if self.kind == "flash" and bias is None:
+            out = operators.attention(q, k, v, self.causal, dropout, self.scale, slopes)[0]
         else:
-            out = unfused_attention(q, k, v, mask, dropout, scale, slopes)
+            out = unfused_attention(q, k, v, mask, dropout, self.scale, slopes, bias)
         return self.output(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
-    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) when gated."""
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) when gated; `dropout` acts before down."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ffn: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        self.activation = config.activation
-        self.up = nn.Linear(config.hidden, config.ffn, bias=config.biases)
-        self.gate = nn.Linear(config.hidden, config.ffn, bias=config.biases) if config.gated_mlp else None
-        self.down = nn.Linear(config.ffn, config.hidden, bias=config.biases)
+        self.activation, self.dropout = config.activation, dropout
+        ffn = config.ffn if ffn is None else ffn
+        self.up = nn.Linear(config.hidden, ffn, bias=config.biases)
+        self.gate = nn.Linear(config.hidden, ffn, bias=config.biases) if config.gated_mlp else None
+        self.down = nn.Linear(ffn, config.hidden, bias=config.biases)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is not None:
-            return self.down(activate(self.gate(x), self.activation) * self.up(x))  # type: ignore[no-any-return]
-        return self.down(activate(self.up(x), self.activation))  # type: ignore[no-any-return]
+            inner = activate(self.gate(x), self.activation) * self.up(x)
+        else:
+            inner = activate(self.up(x), self.activation)
+        return self.down(drop(inner, self.dropout if self.training else 0.0))  # type: ignore[no-any-return]
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The pointwise function inside the MLP; GELU in its tanh form, as GPT-2 and Megatron-LM use it."""
+    """The pointwise function inside the MLP; GELU in its tanh form, as GPT-2 and Megatron-LM use it.
+
+    BERT and ViT were trained with the form that uses erf: other values, the same work.
+    """
     if activation in ("gelu", "geglu"):
         return F.gelu(x, approximate="tanh")
     if activation in ("silu", "swiglu"):
@@ -176,17 +218,28 @@ def activate(x: Tensor, activation: str) -> Tensor:
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: attention and MLP, each added to the residual stream x (batch, seq, hidden)."""
+    """A pre-norm Transformer block: attention and MLP, each added to the residual stream x (batch, seq, hidden).
 
-    def __init__(self, config: ModelConfig, kind: AttentionKind, dropout: float, packed: bool) -> None:
+    `attention` and `mlp` take the place of the usual ones.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        kind: AttentionKind,
+        dropout: float,
+        packed: bool,
+        attention: nn.Module | None = None,
+        mlp: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, kind, dropout, packed)
+        self.attention = attention or Attention(config, kind, dropout, packed)
         self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config)
+        self.mlp = mlp or MLP(config)
         self.dropout = dropout
 
-    def forward(self, x: Tensor, positions: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, positions: tuple[Tensor, ...] = (), mask: Tensor | None = None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         x = x + drop(self.attention(self.attention_norm(x), positions, mask), dropout)
         return x + drop(self.mlp(self.mlp_norm(x)), dropout)

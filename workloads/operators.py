@@ -6,6 +6,8 @@
     cosim::rms_norm_backward   its gradient
     cosim::cross_entropy       mean cross entropy in one pass over the logits, in their own format
     cosim::cross_entropy_backward  its gradient
+    cosim::grouped_mm          rows sorted by group, each multiplied by its group's matrix: experts, one kernel
+    cosim::grouped_mm_weight   the gradient of its matrices (that of its rows is grouped_mm with them transposed)
 
 A trace sees each as one node. The plain implementations run on any device in any floating-point format and exist for
 correctness; they are registered for every backend, so a faster CPU or CUDA kernel of the same schema simply takes
@@ -221,12 +223,74 @@ def _cross_entropy_gradient(ctx: Any, grad_loss: Tensor | None, _lse: None) -> t
 cross_entropy.register_autograd(_cross_entropy_gradient, setup_context=_save_cross_entropy)
 
 
+@torch.library.custom_op("cosim::grouped_mm", mutates_args=())
+def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Rows x (rows, k), the first counts[0] of them times weight[0] (k, n), the next counts[1] times weight[1], ...
+
+    counts int64 (groups,) sums to at most `rows`; rows beyond are zero. Returns (rows, n). The shape does not depend on
+    how the rows are spread, as in torch._grouped_mm and in MegaBlocks (arXiv 2211.15841).
+    """
+    parts = [part @ matrix for part, matrix in zip(_groups(x, counts), weight, strict=True)]
+    out = x.new_zeros((x.shape[0], weight.shape[-1]))
+    done = sum(len(part) for part in parts)
+    if parts and done:
+        out[:done] = torch.cat(parts)
+    return out
+
+
+@grouped_mm.register_fake
+def _(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[-1]))
+
+
+@torch.library.custom_op("cosim::grouped_mm_weight", mutates_args=())
+def grouped_mm_weight(x: Tensor, grad: Tensor, counts: Tensor, transposed: bool) -> Tensor:
+    """Per group the product of its columns of x (k, rows) and its rows of grad (rows, n): (groups, k, n).
+
+    With `transposed` the result lies in memory as (groups, n, k).
+    """
+    parts = zip(_groups(x.T, counts), _groups(grad, counts), strict=True)
+    out = torch.stack([rows.T @ part for rows, part in parts])
+    return out.mT.contiguous().mT if transposed else out
+
+
+@grouped_mm_weight.register_fake
+def _(x: Tensor, grad: Tensor, counts: Tensor, transposed: bool) -> Tensor:
+    groups, k, n = counts.shape[0], x.shape[0], grad.shape[1]
+    return x.new_empty((groups, n, k)).mT if transposed else x.new_empty((groups, k, n))
+
+
+def _save_grouped_mm(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_mm_gradient(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None
+    x, weight, counts = ctx.saved_tensors
+    grad = grad.contiguous()
+    dx = grouped_mm(grad, weight.mT, counts) if ctx.needs_input_grad[0] else None
+    transposed = weight.stride(-1) > weight.stride(-2)
+    dweight = grouped_mm_weight(x.T, grad, counts, transposed) if ctx.needs_input_grad[1] else None
+    return dx, dweight, None
+
+
+grouped_mm.register_autograd(_grouped_mm_gradient, setup_context=_save_grouped_mm)
+
+
 def alibi_slopes(heads: int) -> list[float]:
     """Each head's slope: 2^(-8 i / n) for n heads, n a power of two, interleaved otherwise (arXiv 2108.12409)."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
     return slopes + between
+
+
+def _groups(x: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+    """The rows of each group."""
+    sizes = counts.tolist()
+    return torch.split(x[: sum(sizes)], sizes)
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool, scale: float, slopes: Tensor | None) -> Tensor:

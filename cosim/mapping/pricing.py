@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from cosim.graph import OpGraph, OpKind, Phase
 from cosim.stacks.stack import Stack
-from cosim.trace.vocabulary import attention_dims, kind_bytes, lookup, matmul_dims
+from cosim.trace.vocabulary import (
+    attention_dims,
+    convolution_products,
+    kind_bytes,
+    lookup,
+    matmul_dims,
+    matmul_operands,
+)
 from hwmodels.accelerator import Accelerator
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Cost, Gemm, Pass
@@ -117,6 +124,8 @@ def works_of(graph: OpGraph, kind: OpKind, kernels: Kernels, shards: int = 1) ->
         return []
     if kind.op_class == "matmul":
         return [gemm(graph, kind, kernels.fp32_matmul)]
+    if kind.op_class == "convolution":
+        return list(convolution(graph, kind, kernels.fp32_matmul))
     if kind.op_class in ("attention", "attention_backward"):
         return attention(graph, kind, kernels)
     if kind.op_class.startswith("norm") and kind.target != "fused" and _is_decomposed(kind, kernels.stack):
@@ -129,9 +138,9 @@ def works_of(graph: OpGraph, kind: OpKind, kernels: Kernels, shards: int = 1) ->
 
 
 def gemm(graph: OpGraph, kind: OpKind, fp32_matmul: str) -> Gemm:
-    """The product that aten.mm, addmm, bmm or baddbmm does; formats are the operands'."""
+    """The product that aten.mm, addmm, bmm, baddbmm or a grouped one does; formats are the operands'."""
     batch, m, n, k = matmul_dims(graph, kind)
-    dtype = graph.specs[kind.inputs[-2]].dtype
+    dtype = graph.specs[kind.inputs[matmul_operands(kind)[0]]].dtype
     return Gemm(
         m=m,
         n=n,
@@ -143,10 +152,19 @@ def gemm(graph: OpGraph, kind: OpKind, fp32_matmul: str) -> Gemm:
     )
 
 
+def convolution(graph: OpGraph, kind: OpKind, fp32_matmul: str) -> list[Gemm]:
+    """A convolution as implicit products (cuDNN's implicit GEMM); its input is read once, not unfolded in memory."""
+    dtype = graph.specs[kind.inputs[0]].dtype
+    compute = fp32_matmul if dtype == "fp32" else dtype
+    return [Gemm(m=m, n=n, k=k, format=compute, output_format=dtype) for m, n, k in convolution_products(graph, kind)]
+
+
 def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Attention | Pass]:
     """The attention kernel of a cosim.attention op or its backward, and the copies that the stack makes around it."""
     backward = kind.op_class == "attention_backward"
-    batch, heads, kv_heads, seq_q, seq_k, head_dim, _ = attention_dims(graph, kind)
+    batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim = attention_dims(graph, kind)
+    if value_dim != head_dim:  # latent attention: the width with the same FLOP, of 2 products forward and 5 backward
+        head_dim = round((3 * head_dim + 2 * value_dim) / 5 if backward else (head_dim + value_dim) / 2)
     element = graph.specs[kind.inputs[backward]].dtype
     itemsize = float(graph.specs[kind.inputs[backward]].itemsize)
     stack = kernels.stack

@@ -13,17 +13,7 @@ _ONE = (1,)
 _NONE = (None,)
 
 MODELLED: Mapping[str, tuple[object, ...]] = {
-    "workload.model.family": ("gpt", "llama"),
-    "workload.model.attn_type": (None, "mha", "gqa", "mqa"),
-    "workload.model.mla": _NONE,
-    "workload.model.dense_layers": _NONE,
-    "workload.model.num_experts": _NONE,
-    "workload.model.experts_per_token": _NONE,
-    "workload.model.moe_ffn": _NONE,
-    "workload.model.shared_experts": _NONE,
     "workload.task": ("pretrain",),
-    "workload.masked_fraction": _NONE,
-    "workload.decoder_seq_len": _NONE,
     "system.anchor": _NONE,
     "parallel.tensor": _ONE,
     "parallel.pipeline": _ONE,

@@ -141,13 +141,14 @@ class RunSpec(Section):
         return self.workload.global_batch * self.workload.seq_len
 
     def dimensions(self) -> ModelConfig | None:
-        """The model's dimensions with its family's defaults; None if it is a Hugging Face or Python module."""
-        model = self.workload.model
-        if isinstance(model, str):
-            return named.load(model, "workload.model")
-        if isinstance(model, ModelDimensions):
-            return from_dimensions(model.model_dump(exclude_none=True), "workload.model")
-        return None
+        """The model's dimensions with its family's defaults, as this run uses them; None if it is a Hugging Face or
+        Python module.
+        """
+        workload = self.workload
+        config = _config(workload)
+        if config is None:
+            return None
+        return config.for_workload(workload.seq_len, workload.masked_fraction, workload.decoder_seq_len)
 
     @model_validator(mode="after")
     def _complete_and_check(self) -> RunSpec:
@@ -157,9 +158,47 @@ class RunSpec(Section):
             parallel.__dict__["zero"] = 3 if self.training.framework in _SHARDED_BY_DEFAULT else 0
             object.__setattr__(self, "parallel", parallel)
         check_modelled(self)
+        _complete_sequence(self.workload)
         _check_division(self)
         self.dimensions()
         return self
+
+
+def _config(workload: WorkloadSpec) -> ModelConfig | None:
+    model = workload.model
+    if isinstance(model, str):
+        return named.load(model, "workload.model")
+    if isinstance(model, ModelDimensions):
+        return from_dimensions(model.model_dump(exclude_none=True), "workload.model")
+    return None
+
+
+def _complete_sequence(workload: WorkloadSpec) -> None:
+    """Fills in the sequence length of images; refuses what the model's family does not have."""
+    config = _config(workload)
+    family = config.family if config is not None else "a module"
+    for key, owner in (("masked_fraction", "bert"), ("decoder_seq_len", "t5")):
+        if getattr(workload, key) is not None and family != owner:
+            raise InputError(f"workload.{key}: {getattr(workload, key)} belongs to family {owner}, not to {family}")
+    tokens = config.image_tokens if config is not None else _image_tokens(workload.model)
+    if tokens and workload.seq_len not in (0, tokens):
+        raise InputError(
+            f"workload.seq_len: {workload.seq_len} contradicts the model's images of {tokens} tokens; leave it out"
+        )
+    if not workload.seq_len and not tokens:
+        raise InputError("workload.seq_len: missing; it is the number of tokens per sequence")
+    # Not a stated value: an override of the model derives it anew.
+    workload.__dict__["seq_len"] = workload.seq_len or tokens
+
+
+def _image_tokens(model: object) -> int:
+    """Tokens of an image of Hugging Face's ViT, class token included; 0 for other models."""
+    if not isinstance(model, HuggingFaceModel) or not model.huggingface.startswith("ViT"):
+        return 0
+    image, patch = (model.config.get(key, default) for key, default in (("image_size", 224), ("patch_size", 16)))
+    if not isinstance(image, int) or not isinstance(patch, int) or patch < 1:
+        return 0
+    return (image // patch) ** 2 + 1
 
 
 def _check_division(spec: RunSpec) -> None:

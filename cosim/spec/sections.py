@@ -61,16 +61,18 @@ class ModelDimensions(Section):
     """A model by its dimensions, named as the columns of training_runs.csv; the rest follows from the family."""
 
     family: Annotated[Literal["gpt", "llama", "bert", "t5", "vit", "moe"], Field(description="What a layer looks like")]
-    layers: Annotated[int, Field(ge=1, description="Transformer blocks")]
+    layers: Annotated[int, Field(ge=1, description="Transformer blocks; of t5 in the encoder")]
     hidden: Annotated[int, Field(ge=1, description="Width of the residual stream")]
     heads: Annotated[int, Field(ge=1, description="Query heads per layer")]
-    vocab: Annotated[int, Field(ge=1, description="Rows of the embedding, padding included")]
+    vocab: Annotated[int | None, Field(ge=1, description="Rows of the embedding, padding included; vit: none")] = None
     kv_heads: Annotated[int | None, Field(ge=1, description="Key and value heads; default: heads")] = None
     head_dim: Annotated[int | None, Field(ge=1, description="Width of a head; default: hidden / heads")] = None
     ffn: Annotated[int | None, Field(ge=1, description="Width of the MLP; default: 4 hidden, or 8/3 if gated")] = None
     gated_mlp: Annotated[bool | None, Field(description="Whether the MLP multiplies two projections (SwiGLU)")] = None
     activation: Annotated[str | None, Field(description="gelu, silu, relu, squared-relu, swiglu or geglu")] = None
-    pos_emb: Annotated[str | None, Field(description="learned, rope, alibi or none; default: the family's")] = None
+    pos_emb: Annotated[
+        str | None, Field(description="learned, rope, alibi, relative or none; default: the family's")
+    ] = None
     attn_type: Annotated[str | None, Field(description="mha, gqa, mqa or mla; default: what kv_heads says")] = None
     norm: Annotated[str | None, Field(description="layernorm or rmsnorm; default: the family's")] = None
     biases: Annotated[bool | None, Field(description="Whether linear layers have biases; default: gpt yes")] = None
@@ -80,12 +82,23 @@ class ModelDimensions(Section):
     max_positions: Annotated[int | None, Field(ge=1, description="Rows of the learned position table")] = None
     rope_theta: Annotated[float | None, Field(description="Base of rotary frequencies; default: 10000")] = None
     norm_eps: Annotated[float | None, Field(description="Epsilon of the norms; default: 1e-5")] = None
-    mla: Annotated[str | None, Field(description="Latent dimensions of multi-head latent attention")] = None
+    qk_norm: Annotated[bool | None, Field(description="Whether queries and keys are normed per head (Qwen3)")] = None
+    mla: Annotated[
+        str | None,
+        Field(description="Widths of latent attention: q_lora=1536;kv_lora=512;qk_nope=128;qk_rope=64;v=128"),
+    ] = None
     dense_layers: Annotated[int | None, Field(ge=0, description="Layers without experts in a moe model")] = None
     num_experts: Annotated[int | None, Field(ge=1, description="Experts per layer")] = None
     experts_per_token: Annotated[int | None, Field(ge=1, description="Experts that each token visits")] = None
     moe_ffn: Annotated[int | None, Field(ge=1, description="Width of one expert's MLP")] = None
     shared_experts: Annotated[int | None, Field(ge=0, description="Experts that every token visits")] = None
+    token_types: Annotated[int | None, Field(ge=0, description="Rows of bert's segment embedding; default: 2")] = None
+    decoder_layers: Annotated[int | None, Field(ge=1, description="Blocks of t5's decoder; default: layers")] = None
+    relative_buckets: Annotated[int | None, Field(ge=1, description="Relative positions of t5; default: 32")] = None
+    image_size: Annotated[int | None, Field(ge=1, description="Pixels per side of vit's images; default: 224")] = None
+    patch_size: Annotated[int | None, Field(ge=1, description="Pixels per side of a patch; default: 16")] = None
+    channels: Annotated[int | None, Field(ge=1, description="Channels of an image; default: 3")] = None
+    classes: Annotated[int | None, Field(ge=1, description="Outputs of vit's classifier; default: 1000")] = None
 
 
 class HuggingFaceModel(Section):
@@ -139,15 +152,18 @@ class WorkloadSpec(Section):
     """What is trained, on how many tokens at a time."""
 
     model: Annotated[Model, Field(description="A name (`cosim workload list`), dimensions, or a module")]
-    seq_len: Annotated[int, Field(ge=1, le=100_000_000, description="Tokens per sequence")]
-    global_batch: Annotated[Length, Field(description="Sequences per optimizer step")]
+    seq_len: Annotated[
+        int, Field(ge=1, le=100_000_000, description="Tokens per sequence; images have their own: leave it out")
+    ] = 0
+    global_batch: Annotated[Length, Field(description="Sequences (images) per optimizer step")]
     micro_batch: Annotated[Length, Field(description="Sequences per data-parallel replica and micro-step")] = 1
     task: Annotated[Literal["pretrain", "sft", "lora"], Field(description="What kind of training it is")] = "pretrain"
     masked_fraction: Annotated[
-        float | None, Field(gt=0, le=1, description="Share of positions that the head of bert sees")
+        float | None, Field(gt=0, le=1, description="Share of positions that the head of bert sees; default: 0.15")
     ] = None
     decoder_seq_len: Annotated[
-        int | None, Field(ge=1, le=100_000_000, description="Tokens per sequence in the decoder of t5")
+        int | None,
+        Field(ge=1, le=100_000_000, description="Tokens per sequence in the decoder of t5; default: seq_len"),
     ] = None
     tokens: Annotated[
         float | None, Field(gt=0, le=1e18, description="Tokens of the whole run, for its time, energy and cost")

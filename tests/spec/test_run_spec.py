@@ -181,9 +181,6 @@ NOT_MODELLED = {
     "parallel.stage_layers=[16, 16]": "leaving it out",
     "parallel.hybrid_shard=true": "false",
     "workload.task=sft": "pretrain",
-    "workload.masked_fraction=0.15": "leaving it out",
-    "workload.model={family: bert, layers: 2, hidden: 8, heads: 2, vocab: 10}": "gpt, llama",
-    "workload.model.num_experts=8": "leaving it out",
     "system.anchor=measured.json": "leaving it out",
 }
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hwmodels.units import InputError
 from workloads import named
 from workloads.build import build, build_module
-from workloads.model import ACTIVATIONS, ModelConfig, from_dimensions
+from workloads.checks import ACTIVATIONS
+from workloads.model import ModelConfig, from_dimensions
 from workloads.training import loss, loss_of_output
 
 TINY = {"layers": 2, "hidden": 48, "heads": 4, "vocab": 97, "max_positions": 16}
@@ -195,11 +196,22 @@ BAD = [
     ({"layers": True}, "model.layers: True"),
     ({"ffn": "4k"}, "model.ffn: '4k'"),
     ({"hiden": 4}, "model.hiden: no such dimension; allowed: "),
-    ({"family": "bert"}, "family 'bert' is not modelled yet; allowed: gpt, llama"),
-    ({"family": "rnn"}, "model.family: 'rnn' is not known; allowed: gpt, llama"),
+    ({"family": "rnn"}, "model.family: 'rnn' is not known; allowed: gpt, llama, bert, t5, vit, moe"),
     ({"family": ["gpt"]}, "model.family: ['gpt'] is not known"),
-    ({"num_experts": 8}, "model.num_experts: not modelled yet"),
-    ({"attn_type": "mla"}, "model.attn_type: 'mla' is not modelled yet"),
+    ({"num_experts": 8}, "model.num_experts: family 'gpt' has no such dimension; it belongs to moe"),
+    ({"attn_type": "mla"}, "model.attn_type: family 'gpt' has no 'mla'; it belongs to moe"),
+    ({"family": "moe"}, "model.num_experts: missing"),
+    (
+        {"family": "moe", "num_experts": 4, "experts_per_token": 5},
+        "model.experts_per_token: 5 is more than num_experts",
+    ),
+    ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "dense_layers": 3}, "model.dense_layers: 3 is more"),
+    ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "attn_type": "mla"}, "model.mla: missing"),
+    ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "mla": "kv_lora=big"}, "model.mla: 'kv_lora=big' is"),
+    ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "mla": "kv_lora=8"}, "model.mla: qk_nope is missing"),
+    ({"family": "bert", "pos_emb": "alibi"}, "model.pos_emb: 'alibi' is not known; allowed: learned, rope, none"),
+    ({"family": "vit", "patch_size": 15}, "model.patch_size: 15 does not divide image_size 224"),
+    ({"masked_positions": 3}, "model.masked_positions: no such dimension"),
     ({"attn_type": "gqa"}, "model.kv_heads: missing"),
     ({"attn_type": "mha", "kv_heads": 2}, "model.kv_heads: 2 contradicts attn_type 'mha'"),
     ({"gated_mlp": True, "activation": "gelu"}, "contradicts gated_mlp: true; allowed with it: swiglu, geglu"),
