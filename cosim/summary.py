@@ -83,9 +83,8 @@ def _flops(played: Played) -> tuple[float, float]:
     """FLOPs per step of all devices: the model's (no recomputation), and with recomputation."""
     graph = played.graph
     classes = np.array([kind.op_class for kind in graph.kinds])[graph.op_kind]
-    scores = np.array([_makes_or_reads_scores(graph, kind) for kind in graph.kinds])[graph.op_kind]
     share = np.select(
-        [classes == "attention_backward", scores, np.isin(classes, ["matmul", "attention"])],
+        [classes == "attention_backward", _half_masked(graph), np.isin(classes, ["matmul", "attention"])],
         [_ATTENTION_BACKWARD_SHARE, 0.5, 1.0],
         0.0,
     )
@@ -96,15 +95,26 @@ def _flops(played: Played) -> tuple[float, float]:
     return float(flops[model].sum()) * replicas, float(flops[model | again].sum()) * replicas
 
 
-def _makes_or_reads_scores(graph: OpGraph, kind: OpKind) -> bool:
-    """Whether a product is one of unfused attention: two of its three dimensions are the sequence.
+def _half_masked(graph: OpGraph) -> NDArray[np.bool_]:
+    """Which ops are products over all scores of unfused causal attention, of which the mask leaves half to the model.
 
-    It computes all scores; a causal mask leaves half of them to the model, as in a fused kernel.
+    They are batched, two of their three dimensions are the same, and their module fills scores under a mask.
     """
-    if kind.op_class != "matmul":
-        return False
-    left, right = (graph.specs[spec].dims[-2:] for spec in kind.inputs[-2:])
-    return [*left, right[-1]].count(("sequence",)) == 2
+
+    def masks(kind: OpKind) -> bool:
+        members = [graph.kinds[member] for member in kind.attribute("members", ())]
+        return any(one.target.startswith("aten.masked_fill") for one in (kind, *members))
+
+    def over_scores(kind: OpKind) -> bool:
+        if kind.op_class != "matmul":
+            return False
+        left, right = (graph.specs[spec].dims for spec in kind.inputs[-2:])
+        return len(left) == 3 and len({left[-2], left[-1], right[-1]}) == 2
+
+    per_kind = np.array([(masks(kind), over_scores(kind)) for kind in graph.kinds], dtype=np.bool_).reshape(-1, 2)
+    masked = np.unique(graph.op_module[per_kind[graph.op_kind, 0]])
+    found: NDArray[np.bool_] = per_kind[graph.op_kind, 1] & np.isin(graph.op_module, masked)
+    return found
 
 
 def _time_breakdown(played: Played) -> dict[str, Any]:

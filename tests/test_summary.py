@@ -59,15 +59,27 @@ def test_the_breakdown_adds_up_to_the_step(overrides: tuple[str, ...], model: Ma
     assert total(result.time_breakdown_s) == pytest.approx(result.step_time_s, abs=ops * 1e-12, rel=1e-6)
 
 
+SMALL = {"layers": 3, "hidden": 128, "heads": 4, "vocab": 1024}
+FAMILIES: list[Mapping[str, object]] = [
+    TINY,
+    MEDIUM,
+    {"family": "bert", **SMALL},
+    {"family": "t5", **SMALL},
+    {"family": "moe", "num_experts": 4, "experts_per_token": 2, "moe_ffn": 256, **SMALL},
+]
+
+
 @pytest.mark.parametrize("attention", ["flash-2", "unfused"])
-@pytest.mark.parametrize("model", [TINY, MEDIUM])
+@pytest.mark.parametrize("model", FAMILIES, ids=lambda model: str(model["family"]) + str(model["hidden"]))
 def test_model_flops_are_the_closed_form_and_mfu_follows(attention: str, model: Mapping[str, object]) -> None:
-    """6 per matmul weight and token, and the causal half of attention, whichever kernel runs it (arXiv 2205.05198)."""
-    spec_ = spec(f"training.attention={attention}", "workload.seq_len=1024", model=model)
+    """6 per matmul weight and token, and attention's scores, of which a causal mask leaves half, whichever kernel
+    runs it (arXiv 2205.05198).
+    """
+    spec_ = spec(f"training.attention={attention}", "workload.seq_len=512", "training.framework=pytorch", model=model)
     result = simulate(spec_)
     config = spec_.dimensions()
     assert config is not None
-    closed = config.model_flops_per_token(1024) * spec_.tokens_per_step
+    closed = config.model_flops_per_token(512) * spec_.tokens_per_step
     assert result.model_flops == pytest.approx(closed, rel=0.01)
     peak = 989.4e12 * 8  # NVIDIA H100 datasheet, dense bf16
     assert result.mfu == pytest.approx(closed / peak / result.step_time_s, rel=0.01)

@@ -1,0 +1,307 @@
+"""Every field that a user can set changes some result, or stands here with the reason why it does not.
+
+A field without effect is worse than none: it is believed.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from cosim import stacks
+from cosim.simulate import simulate
+from cosim.spec import RunSpec
+from cosim.spec.modelled import MODELLED
+from cosim.stacks.stack import ByArchitecture, Stack
+from hwmodels.accelerator import load_raw
+
+GPT = {"family": "gpt", "layers": 3, "hidden": 128, "heads": 4, "vocab": 1024, "max_positions": 512}
+LLAMA = {"family": "llama", "layers": 3, "hidden": 128, "heads": 4, "kv_heads": 2, "ffn": 352, "vocab": 1024}
+LARGE = {"family": "llama", "layers": 3, "hidden": 2048, "heads": 16, "kv_heads": 4, "ffn": 5632, "vocab": 32000}
+
+
+def result_of(overrides: tuple[str, ...], model: Mapping[str, object] = LLAMA) -> dict[str, Any]:
+    """The result as JSON, without the echo of what was asked."""
+    return _result(overrides, tuple(model.items()), stacks.load)
+
+
+@functools.cache
+def _result(overrides: tuple[str, ...], model: tuple[tuple[str, object], ...], _stacks: object) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "workload": {"model": dict(model), "seq_len": 256, "global_batch": 96, "micro_batch": 1, "tokens": 1e9},
+        "system": {"accelerator": "h100-sxm-80gb", "devices": 16},
+        "parallel": {"zero": 3},
+        "training": {"framework": "pytorch"},
+    }
+    plain = simulate(RunSpec.from_mapping(base, overrides=overrides)).to_json()
+    return {key: value for key, value in plain.items() if key not in ("spec", "assumed", "calibration")}
+
+
+# The run file: field -> a value that must change something, and what else the run must say.
+
+RUN_FIELDS: dict[str, tuple[str, ...]] = {
+    "workload.model": ("gpt2-small",),
+    "workload.seq_len": ("512",),
+    "workload.global_batch": ("192",),
+    "workload.micro_batch": ("2",),
+    "workload.tokens": ("2.0e9",),
+    "system.accelerator": ("a100-sxm-80gb",),
+    "system.accelerator.base": ("a100-sxm-80gb",),
+    "system.accelerator.set": ("{clock: 1.5 GHz}", "system.accelerator.base=h100-sxm-80gb"),
+    "system.devices": ("8",),
+    "system.devices_per_node": ("4",),
+    "system.nvlink_domain": ("2",),
+    "system.network.inter_node": ("50 Gb/s",),
+    "system.network.inter_node_latency": ("900 us",),
+    "system.network.intra_node": ("1 GB/s", "system.devices=8"),
+    "system.network.intra_node_latency": ("900 us", "system.devices=8"),
+    "parallel.zero": ("0",),
+    "parallel.overlap.gradients": ("false",),
+    "parallel.overlap.parameters": ("false",),
+    "training.framework": ("composer",),
+    "training.precision": ("tf32", "training.attention=unfused"),
+    "training.optimizer": ("sgd",),
+    "training.gradient_format": ("bf16",),
+    "training.reduce_format": ("bf16",),
+    "training.recompute": ("full",),
+    "training.recompute.every": ("2", "training.recompute={every: 1}"),
+    "training.compile": ("true",),
+    "training.attention": ("unfused",),
+    "training.dropout": ("0.1",),
+}
+SMALL = {"layers": 3, "hidden": 128, "heads": 4, "vocab": 1024}
+MOE = {"family": "moe", "num_experts": 4, "experts_per_token": 2, "moe_ffn": 256, **SMALL}
+LATENT = "q_lora 64, kv_lora 64, qk_nope 32, qk_rope 16, v 32"
+FAMILY_DIMENSIONS: dict[str, tuple[Mapping[str, object], object]] = {
+    "qk_norm": (LLAMA, True),
+    "num_experts": (MOE, 8),
+    "experts_per_token": (MOE, 1),
+    "moe_ffn": (MOE, 512),
+    "shared_experts": (MOE, 1),
+    "dense_layers": (MOE, 1),
+    "token_types": ({"family": "bert", **SMALL}, 512),
+    "decoder_layers": ({"family": "t5", **SMALL}, 2),
+    "relative_buckets": ({"family": "t5", **SMALL}, 1024),
+}
+DIMENSIONS: dict[str, object] = {
+    "layers": 4,
+    "hidden": 256,
+    "heads": 8,
+    "vocab": 2048,
+    "kv_heads": 1,
+    "head_dim": 64,
+    "ffn": 512,
+    "gated_mlp": False,
+    "activation": "relu",
+    "pos_emb": "none",
+    "attn_type": "mha",
+    "norm": "layernorm",
+    "biases": True,
+    "qkv_bias": True,
+    "tied_embeddings": True,
+    "embedding_norm": True,
+    "max_positions": 1024,
+    "family": "gpt",
+}
+NO_EFFECT = {
+    "workload.model.rope_theta": "changes values in a table, no shape",
+    "workload.model.norm_eps": "changes values, no shape",
+    "workload.model.huggingface": "another source of the model; tests/workloads",
+    "workload.model.config": "of a Hugging Face model; tests/workloads",
+    "workload.model.python": "another source of the model; tests/workloads",
+    "workload.model.arguments": "of a Python model; tests/workloads",
+    "parallel.expert_tensor": "refused: not modelled",
+    "parallel.sequence": "nothing to do without tensor parallelism",
+    "parallel.overlap.tensor": "nothing to do without tensor parallelism",
+}
+
+
+def run_fields(model: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[str]:
+    """Every key of the run file, `a.b.c`."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        sections = [part for part in _sections(field.annotation)]
+        if not sections or path in RUN_FIELDS:
+            yield path
+        for section in sections:
+            yield from run_fields(section, f"{path}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
+def refused(path: str) -> bool:
+    """Fields of which only one value is modelled."""
+    return path in MODELLED and len(MODELLED[path]) == 1
+
+
+def test_every_field_of_the_run_file_is_accounted_for() -> None:
+    known = {*RUN_FIELDS, *(f"workload.model.{name}" for name in DIMENSIONS), *NO_EFFECT}
+    missing = [path for path in run_fields() if path not in known and not refused(path)]
+    assert missing == []
+    assert sorted(known - set(run_fields())) == []
+
+
+@pytest.mark.parametrize("path", RUN_FIELDS)
+def test_a_field_of_the_run_file_changes_the_result(path: str) -> None:
+    value, *context = RUN_FIELDS[path]
+    assert result_of((*context, f"{path}={value}")) != result_of(tuple(context))
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_a_dimension_changes_the_result(name: str) -> None:
+    base: dict[str, object] = dict(GPT) if name in ("max_positions", "tied_embeddings") else dict(LLAMA)
+    value = False if base is not LLAMA and name == "tied_embeddings" else DIMENSIONS[name]
+    if name in ("attn_type", "family"):
+        base.pop("kv_heads", None)
+        changed = {**base, name: "mqa" if name == "attn_type" else value}
+    else:
+        changed = {**base, name: value}
+    assert result_of((), changed) != result_of((), base)
+
+
+# Stacks: fact -> another value, and the run that shows it.
+
+ONE = ("system.devices=1",)
+REPLICATED = ("parallel.zero=0", "training.precision=bf16")
+COMPILED = ("training.compile=true",)
+HOPPER_FLASH = ByArchitecture("flash-2")
+STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "attention": (HOPPER_FLASH, ()),
+    "attention_unpadded": (True, ("training.attention=flash-2",)),
+    "repeat_kv": (True, ()),
+    "layer_norm_fused": (False, ()),
+    "rms_norm_fused": (False, ()),
+    "cross_entropy_fused": (True, ()),
+    "cross_entropy_format": ("compute", ()),
+    "logged_losses": (2, ()),
+    "compile_scope": ("block", COMPILED),
+    "compile_loss": (True, COMPILED),
+    "autocast_norm_format": ("compute", REPLICATED),
+    "mixed_precision_sharded": ("autocast", ()),
+    "mixed_precision_replicated": ("master_weights", REPLICATED),
+    "parameter_gather_format": ("fp32", ()),
+    "gradient_reduce_format": ("compute", ()),
+    "gradient_format": ("compute", ()),
+    "forward_prefetch": (True, ()),
+    "backward_prefetch": ("none", ()),
+    "gathers_in_flight": (1, ()),
+    "reshard_root": (True, ()),
+    "reshard_last_block": (False, ()),
+    "collectives_serialised": (False, ()),
+    "gather_copies": (3, ()),
+    "gradient_copies": (3, ()),
+    "sharded_reduce_each_micro_step": (False, ()),
+    "replicated_reduce_each_micro_step": (True, REPLICATED),
+    "bucket_bytes": (2**21, REPLICATED),
+    "first_bucket_bytes": (2**14, REPLICATED),
+    "bucket_views": (True, REPLICATED),
+    "optimizer_kernel": ("fused", ()),
+    "optimizer_syncs": (True, ()),
+    "gradient_clipping": (False, ()),
+    "host_forward_s": (20e-6, ()),
+    "host_backward_s": (20e-6, ()),
+    "host_optimizer_s": (20e-6, ()),
+    "host_compiled_s": (20e-6, COMPILED),
+    "host_unit_s": (50e-6, ()),
+    "launch_s": (50e-6, ()),
+    "syncs_each_step": (False, ()),
+    "syncs_each_micro_step": (True, ()),
+    "allocation_unit_bytes": (2**16, ()),
+    "blas_workspace_bytes": (ByArchitecture(2**26), ()),
+    "context_bytes": (2**30, ()),
+    "communicator_bytes": (2**30, ()),
+}
+ABOUT_THE_FILE = ("name", "title", "sources", "assumed")
+
+
+def test_every_fact_of_a_stack_is_accounted_for() -> None:
+    assert {f.name for f in dataclasses.fields(Stack)} == {*STACK_FACTS, *ABOUT_THE_FILE}
+
+
+@pytest.mark.parametrize("fact", STACK_FACTS)
+def test_a_fact_of_a_stack_changes_the_result(fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value, context = STACK_FACTS[fact]
+    stack = stacks.load("pytorch")
+    models = (LLAMA, GPT, LARGE)
+    assert getattr(stack, fact) != value
+    before = [result_of(context, model) for model in models]
+    other = dataclasses.replace(stack, **{fact: value})  # type: ignore[arg-type]
+    monkeypatch.setattr(stacks, "load", lambda name: other)
+    assert [result_of(context, model) for model in models] != before
+
+
+# Accelerator files: every number of one, a quarter larger (or smaller, where it is a share of one).
+
+CHIP = "h100-sxm-80gb"
+CHIP_NO_EFFECT = {
+    r"name|title|architecture|process|sources\..*": "describe it",
+    r"matrix\.shared_memory": "read, and not yet what a tile must fit into",
+    r"matrix\.unit|.*\.technology|.*\.topology|.*\.stacks": "say what it is made of; numbers beside them say what it does",
+    r"matrix\.formats\.(fp8|int8)|.*\.(fp8|int8)": "training in this format is not modelled yet",
+    r"matrix\.formats\.fp16|power\.energy_per_flop\.fp16": "another run's format; as bf16",
+    r"vector\.formats\.(fp64|bf16|fp16)|power\.energy_per_flop\.fp64": "no op of a training step computes in it on the lanes",
+    r"links\.host\..*": "nothing is offloaded yet",
+    r"calibration\.links\.[a-z]+\.p2p_.*": "no point-to-point messages without a pipeline",
+    r"calibration\..*\.head_256": "for head_dim 256",
+    r"links\.fabric\.domain": "the run's nvlink_domain says it",
+}
+CHIP_CONTEXT: dict[str, tuple[str, ...]] = {
+    r".*tf32.*": ("training.precision=tf32",),
+    r"power\.energy_per_flop\.fp32": ("training.precision=fp32",),
+    r"power\.(limit|lowest_clock)": ("system.accelerator.set.power.limit=120 W",),
+    r".*fabric.*": ("system.devices=8",),
+    r".*links\.network.*": ("system.devices_per_node=1",),
+}
+
+
+def chip_numbers() -> dict[str, tuple[str, str]]:
+    """Path in the accelerator's file -> two values, a smaller and a larger one where it may be larger."""
+    found: dict[str, tuple[str, str]] = {}
+
+    def walk(node: object, path: str) -> None:
+        if isinstance(node, Mapping) and "value" not in node:
+            for key, inner in node.items():
+                if key not in ("source", "sources", "note", "derived", "assumed", "fitted_on"):
+                    walk(inner, f"{path}.{key}" if path else str(key))
+            return
+        value = node["value"] if isinstance(node, Mapping) else node
+        number = re.match(r"([\d.]+(?:e-?\d+)?)(.*)$", str(value))
+        if number is None:
+            return
+        old, unit = float(number[1]), number[2]
+        share = 0.4 < old <= 1 and not unit
+        whole = re.fullmatch(r"\d+", number[1]) and not unit and not share
+        smaller, larger = (0.5 * old, min(1.0, 1.2 * old)) if share else (0.5 * old, 1.5 * old)
+        texts = [str(round(new)) if whole else f"{new:.6g}" for new in (smaller, larger)]
+        found[path] = (texts[0] + unit, texts[1] + unit)
+
+    walk(load_raw(CHIP), "")
+    return found
+
+
+CHIP_NUMBERS = chip_numbers()
+
+
+def without_effect(path: str) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in CHIP_NO_EFFECT)
+
+
+@pytest.mark.parametrize("path", [path for path in CHIP_NUMBERS if not without_effect(path)])
+def test_a_number_of_an_accelerator_changes_the_result(path: str) -> None:
+    attention = re.match(r"calibration\.attention\.([a-z0-9-]+)\.", path)
+    context = next((more for pattern, more in CHIP_CONTEXT.items() if re.fullmatch(pattern, path)), ())
+    context = (*context, f"training.attention={attention[1]}") if attention else context
+    for model in (LARGE, LLAMA):
+        for value in CHIP_NUMBERS[path]:
+            if result_of((*context, f"system.accelerator.set.{path}={value}"), model) != result_of(context, model):
+                return
+    pytest.fail(f"{path}: {' and '.join(CHIP_NUMBERS[path])} change nothing")
