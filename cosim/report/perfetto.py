@@ -3,8 +3,9 @@
 The trace-event format (Google, "Trace Event Format", and perfetto's JSON importer): a process per device, a thread per
 stream and one for the launches of each host thread. Tasks are complete events ("X"), with the ops of compute tasks
 nested in them; a flow ("s", "f") leads from a task to each that waited for it on another stream; memory by category
-and what links carry are counters ("C"). Times are microseconds in whole nanoseconds, which is how finely Perfetto
-sees, so that what touches does not overlap after rounding.
+and what links carry are counters ("C"). Times are microseconds in whole nanoseconds, which is how finely Perfetto sees.
+A slice ends a nanosecond before what follows or encloses it: readers that add and compare fractions (speedscope) would
+take slices that touch for slices that overlap.
 """
 
 from __future__ import annotations
@@ -93,20 +94,25 @@ class _Drawn:
 
     @property
     def seen(self) -> NDArray[np.int64]:
-        """Tasks that take time."""
-        return np.flatnonzero(self.end > self.start)
+        """Tasks that take time enough to be drawn."""
+        return np.flatnonzero(self.visible)
+
+    @property
+    def visible(self) -> NDArray[np.bool_]:
+        """Which tasks are drawn."""
+        return self.end > self.start + 1
 
     @property
     def launches(self) -> NDArray[np.int64]:
-        """Tasks whose launch takes time."""
-        return np.flatnonzero((self.program.host >= 0) & (self.issued > self.issue))
+        """Tasks whose launch takes time enough to be drawn."""
+        return np.flatnonzero((self.program.host >= 0) & (self.issued > self.issue + 1))
 
     def label(self, task: int) -> Label:
         return self.program.labels[int(self.program.label[task])]
 
     def slice(self, stream: int, first_tid: int, start: int, end: int) -> Event:
-        """A complete event on the thread of a stream, without its name."""
-        span = {"ts": microseconds(start), "dur": microseconds(end - start)}
+        """A complete event on the thread of a stream, without its name, a nanosecond shorter than `start` to `end`."""
+        span = {"ts": microseconds(start), "dur": microseconds(end - start - 1)}
         return {"ph": "X", "pid": self.pid[stream], "tid": first_tid + stream, **span}
 
 
@@ -138,21 +144,21 @@ def _launches(drawn: _Drawn) -> Iterator[Event]:
 def _flows(drawn: _Drawn) -> Iterator[Event]:
     """From a task's launch to the task, and from the end of a task to each on another stream that depends on it.
 
-    A flow binds to the slices that are open at its two times, so it begins one nanosecond before the first one's end.
+    A flow binds to the slices that are open at its two times, so it begins a nanosecond before the first one's end.
     """
     program = drawn.program
-    visible, launched = drawn.end > drawn.start, set(drawn.launches.tolist())
+    visible, launched = drawn.visible, set(drawn.launches.tolist())
     number = itertools.count(1)
     for task in drawn.seen.tolist():
         stream, start = int(program.stream[task]), int(drawn.start[task])
         end = (drawn.pid[stream], _STREAMS + stream, start)
         if task in launched:
-            host, issued = int(program.host[task]), min(int(drawn.issued[task]) - 1, start)
+            host, issued = int(program.host[task]), min(int(drawn.issued[task]) - 2, start)
             yield from _flow("launch", next(number), (drawn.pid[host], _LAUNCHES + host, issued), end)
         for before in program.depends.row(task).tolist():
             other = int(program.stream[before])
             if other != stream and visible[before]:
-                source = (drawn.pid[other], _STREAMS + other, int(drawn.end[before]) - 1)
+                source = (drawn.pid[other], _STREAMS + other, int(drawn.end[before]) - 2)
                 yield from _flow("dependency", next(number), source, end)
 
 
@@ -229,9 +235,9 @@ def _ops(drawn: _Drawn, traced: TracedStep, most: int) -> list[Event]:
             break
         if ends[-1] <= 0:
             continue
-        low, high = int(drawn.start[task]), int(drawn.end[task])
+        low, high = int(drawn.start[task]), int(drawn.end[task]) - 1
         edges = low + np.rint(np.concatenate([[0.0], ends / ends[-1]]) * (high - low)).astype(np.int64)
-        for op in (first + np.flatnonzero(np.diff(edges) > 0)).tolist():
+        for op in (first + np.flatnonzero(np.diff(edges) > 1)).tolist():
             place = drawn.slice(stream, _STREAMS, int(edges[op - first]), int(edges[op - first + 1]))
             events.append(place | _op(traced, op))
     return events
