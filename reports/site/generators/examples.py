@@ -18,7 +18,12 @@ from pathlib import Path
 
 _FENCE = re.compile(r"^```(run|file)(?: +(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _WRITTEN = re.compile(r"<!-- written: (\S+) \| (.+?) -->")
-_COLUMNS = 92
+_BACKGROUND, _FOREGROUND = (30, 36, 48), (229, 233, 240)  # as in style.css
+_COLORS = [  # black, red, green, yellow, blue, magenta, cyan, white
+    *((59, 66, 82), (208, 110, 118), (163, 190, 140), (235, 203, 139)),
+    *((129, 161, 193), (180, 142, 173), (136, 192, 208), (229, 233, 240)),
+]
+_COLUMNS = 98
 _FAILURE = re.compile(r"(.*)  # exit (\d+)$")  # a command that is meant to fail, and how
 
 
@@ -103,10 +108,11 @@ def _read(descriptor: int) -> bytes:
 def _colored(printed: str) -> str:
     """Terminal output with its colors as HTML; a blank line would end the block for Markdown, so it holds a space."""
     from rich.console import Console
-    from rich.terminal_theme import DIMMED_MONOKAI
+    from rich.terminal_theme import TerminalTheme
     from rich.text import Text
 
     console = Console(record=True, width=400, file=io.StringIO(), legacy_windows=False)
     console.print(Text.from_ansi(printed), soft_wrap=True, end="")
-    page = console.export_html(theme=DIMMED_MONOKAI, inline_styles=True, code_format="{code}")
+    theme = TerminalTheme(_BACKGROUND, _FOREGROUND, _COLORS)
+    page = console.export_html(theme=theme, inline_styles=True, code_format="{code}")
     return "\n".join(line.rstrip() or " " for line in page.rstrip().splitlines())
