@@ -75,7 +75,6 @@ RUN_FIELDS: dict[str, tuple[str, ...]] = {
 }
 SMALL = {"layers": 3, "hidden": 128, "heads": 4, "vocab": 1024}
 MOE = {"family": "moe", "num_experts": 4, "experts_per_token": 2, "moe_ffn": 256, **SMALL}
-LATENT = "q_lora 64, kv_lora 64, qk_nope 32, qk_rope 16, v 32"
 FAMILY_DIMENSIONS: dict[str, tuple[Mapping[str, object], object]] = {
     "qk_norm": (LLAMA, True),
     "num_experts": (MOE, 8),
@@ -108,13 +107,19 @@ DIMENSIONS: dict[str, object] = {
     "family": "gpt",
 }
 NO_EFFECT = {
+    "workload.masked_fraction": "of bert only; tested apart",
+    "workload.decoder_seq_len": "of t5 only; tested apart",
     "workload.model.rope_theta": "changes values in a table, no shape",
     "workload.model.norm_eps": "changes values, no shape",
     "workload.model.huggingface": "another source of the model; tests/workloads",
     "workload.model.config": "of a Hugging Face model; tests/workloads",
     "workload.model.python": "another source of the model; tests/workloads",
     "workload.model.arguments": "of a Python model; tests/workloads",
-    "parallel.expert_tensor": "refused: not modelled",
+    "workload.model.mla": "an experts' model's attention; tests/workloads",
+    "workload.model.image_size": "of images; tests/workloads",
+    "workload.model.patch_size": "of images; tests/workloads",
+    "workload.model.channels": "of images; tests/workloads",
+    "workload.model.classes": "of images; tests/workloads",
     "parallel.sequence": "nothing to do without tensor parallelism",
     "parallel.overlap.tensor": "nothing to do without tensor parallelism",
 }
@@ -124,7 +129,7 @@ def run_fields(model: type[BaseModel] = RunSpec, prefix: str = "") -> Iterator[s
     """Every key of the run file, `a.b.c`."""
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        sections = [part for part in _sections(field.annotation)]
+        sections = list(_sections(field.annotation))
         if not sections or path in RUN_FIELDS:
             yield path
         for section in sections:
@@ -144,7 +149,8 @@ def refused(path: str) -> bool:
 
 
 def test_every_field_of_the_run_file_is_accounted_for() -> None:
-    known = {*RUN_FIELDS, *(f"workload.model.{name}" for name in DIMENSIONS), *NO_EFFECT}
+    dimensions = (f"workload.model.{name}" for name in (*DIMENSIONS, *FAMILY_DIMENSIONS))
+    known = {*RUN_FIELDS, *dimensions, *NO_EFFECT}
     missing = [path for path in run_fields() if path not in known and not refused(path)]
     assert missing == []
     assert sorted(known - set(run_fields())) == []
@@ -166,6 +172,20 @@ def test_a_dimension_changes_the_result(name: str) -> None:
     else:
         changed = {**base, name: value}
     assert result_of((), changed) != result_of((), base)
+
+
+@pytest.mark.parametrize("name", FAMILY_DIMENSIONS)
+def test_a_dimension_of_some_families_changes_the_result(name: str) -> None:
+    base, value = FAMILY_DIMENSIONS[name]
+    assert result_of((), {**base, name: value}) != result_of((), base)
+
+
+@pytest.mark.parametrize(
+    ("family", "field"), [("bert", "workload.masked_fraction=0.5"), ("t5", "workload.decoder_seq_len=64")]
+)
+def test_a_workload_of_one_family_changes_the_result(family: str, field: str) -> None:
+    base = {"family": family, **SMALL}
+    assert result_of((field,), base) != result_of((), base)
 
 
 # Stacks: fact -> another value, and the run that shows it.
@@ -243,12 +263,15 @@ def test_a_fact_of_a_stack_changes_the_result(fact: str, monkeypatch: pytest.Mon
 
 CHIP = "h100-sxm-80gb"
 CHIP_NO_EFFECT = {
+    "workload.masked_fraction": "of bert only; tested apart",
+    "workload.decoder_seq_len": "of t5 only; tested apart",
     r"name|title|architecture|process|sources\..*": "describe it",
+    r"calibration\.memory\.row": "norms and softmax of these runs are limited by instructions",
     r"matrix\.shared_memory": "read, and not yet what a tile must fit into",
-    r"matrix\.unit|.*\.technology|.*\.topology|.*\.stacks": "say what it is made of; numbers beside them say what it does",
+    r"matrix\.unit|.*\.technology|.*\.topology|.*\.stacks": "say what it is made of, numbers what it does",
     r"matrix\.formats\.(fp8|int8)|.*\.(fp8|int8)": "training in this format is not modelled yet",
     r"matrix\.formats\.fp16|power\.energy_per_flop\.fp16": "another run's format; as bf16",
-    r"vector\.formats\.(fp64|bf16|fp16)|power\.energy_per_flop\.fp64": "no op of a training step computes in it on the lanes",
+    r"vector\.formats\.(fp64|bf16|fp16)|power\.energy_per_flop\.fp64": "no op computes in it on the lanes",
     r"links\.host\..*": "nothing is offloaded yet",
     r"calibration\.links\.[a-z]+\.p2p_.*": "no point-to-point messages without a pipeline",
     r"calibration\..*\.head_256": "for head_dim 256",

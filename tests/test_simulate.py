@@ -153,7 +153,7 @@ def test_more_devices_at_the_same_global_batch_are_faster_and_hold_less() -> Non
 
 
 def test_what_the_chip_lacks_is_one_sentence() -> None:
-    with pytest.raises(InputError, match="training.attention") as refused:
+    with pytest.raises(InputError, match=r"training\.attention") as refused:
         run("training.attention=flash-2", "training.precision=fp32")
     assert "\n" not in str(refused.value)
 

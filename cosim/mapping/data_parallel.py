@@ -21,6 +21,7 @@ from cosim.mapping.rank import Rank, delta, exact, joined
 from cosim.mapping.segments import Segment
 from cosim.parallel.data_parallel import ROOT, Bucket, DataParallelPlan, Unit
 from cosim.stacks.stack import Stack
+from cosim.techniques.optimizers import Collective
 from hwmodels.cluster import Cluster
 
 
@@ -335,20 +336,38 @@ class _Step:
         return joined(whole, self._gradients(bucket.elements * formats.gradient / self.plan.degree, 1.0))
 
     def update(self) -> None:
-        """The optimizer, after every reduction; ranks that hold shards first agree on the gradients' norm."""
+        """The optimizer, after every reduction; ranks that hold shards first agree on the gradients' norm.
+
+        A number that the host reads is first summed over ranks that hold shards, then the host waits for it.
+        """
         waits: list[int | None] = [*self.reductions, self.rank.last_compute]
         micro_step = self.last_micro_step
         if self.plan.degree > 1 and self.stack.gradient_clipping and self.plan.zero > 0:
             waits = [self.rank.collective("all_reduce", 4.0, ROOT, Phase.OPTIMIZER, micro_step, waits)]
+        waits = self._exchange(self.plan.update.before, waits)
         parts = sum(unit.tensors for unit in self.plan.units) if self.stack.optimizer_syncs else 1
         cast = self._gradients_are_cast()
         for segment in self.optimizer:
-            self.rank.compute(segment, micro_step, waits, cast, parts=parts)
+            last = segment is self.optimizer[-1]
+            self.rank.compute(segment, micro_step, waits, cast, parts=parts if last else 1)
             waits, cast = [], None
+            if segment.host_waits:
+                summed = self._exchange((("all_reduce", 4.0),) if self.plan.optimizer_shards > 1 else (), waits)
+                self.rank.synchronise(micro_step, Phase.OPTIMIZER, summed)
+        waits = self._exchange(self.plan.update.after, waits)
+        if self.plan.update.after:
+            self.rank.wait(waits, micro_step, Phase.OPTIMIZER)
         self.rank.release(self._gradients(-self.gradient_bytes, 1.0), micro_step, Phase.OPTIMIZER)
         if self.stack.syncs_each_step:
             self.rank.synchronise(micro_step, Phase.OPTIMIZER)
         self.fetch_updated_parameters(Phase.OPTIMIZER)
+
+    def _exchange(self, collectives: tuple[Collective, ...], waits: list[int | None]) -> list[int | None]:
+        """Collectives of a sharded update one after another; answers what to wait for instead of `waits`."""
+        for kind, size in collectives:
+            after = [*waits, self.rank.last_compute]
+            waits = [self.rank.collective(kind, size, ROOT, Phase.OPTIMIZER, self.last_micro_step, after)]
+        return waits
 
     def _gradients_are_cast(self) -> MemoryProfile | None:
         """Whole gradients reach the optimizer in its format, tensor by tensor; of a sharded update, its own part."""

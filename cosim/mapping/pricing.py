@@ -7,6 +7,7 @@ function counts.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from cosim.graph import OpGraph, OpKind, Phase
 from cosim.stacks.stack import Stack
+from cosim.techniques.optimizers import whole_ops
 from cosim.trace.vocabulary import (
     attention_dims,
     convolution_products,
@@ -71,7 +73,7 @@ class Prices:
 
 def price(graph: OpGraph, accelerator: Accelerator, kernels: Kernels) -> Prices:
     """The price of every op; raises InputError where the accelerator lacks a format that the step needs."""
-    sharded = (graph.op_phase == Phase.OPTIMIZER).astype(np.int64)
+    sharded = ((graph.op_phase == Phase.OPTIMIZER) & ~whole_ops(graph)).astype(np.int64)
     place = graph.op_kind.astype(np.int64) * 2 + sharded
     distinct, inverse = np.unique(place, return_inverse=True)
     rows = [_price_kind(graph, int(p) // 2, int(p) % 2 == 1, accelerator, kernels) for p in distinct.tolist()]
@@ -123,7 +125,8 @@ def works_of(graph: OpGraph, kind: OpKind, kernels: Kernels, shards: int = 1) ->
     if kind.op_class == "view":
         return []
     if kind.op_class == "matmul":
-        return [gemm(graph, kind, kernels.fp32_matmul)]
+        product = gemm(graph, kind, kernels.fp32_matmul)
+        return [dataclasses.replace(product, m=-(-product.m // shards))]
     if kind.op_class == "convolution":
         return list(convolution(graph, kind, kernels.fp32_matmul))
     if kind.op_class in ("attention", "attention_backward"):

@@ -95,19 +95,24 @@ class Rank:
         assert self.last_compute is not None
         return self.last_compute
 
-    def synchronise(self, micro_step: int, phase: Phase) -> None:
-        """The host waits until the device has done all that was issued."""
+    def synchronise(self, micro_step: int, phase: Phase, after: list[int | None] | None = None) -> None:
+        """The host waits until the device has done all that was issued, and the tasks in `after`."""
         label = Label("host waits for the device", "host", phase.name.lower())
         self._builder.add(
             COMPUTE,
             0,
             label,
-            depends=[self.last_compute],
+            depends=[*(after or []), self.last_compute],
             host=HOST,
             launch_ps=picoseconds(self.stack.launch_s),
             synchronises=True,
             micro_step=micro_step,
         )
+
+    def wait(self, after: list[int | None], micro_step: int, phase: Phase) -> None:
+        """What is computed next starts after these tasks."""
+        label = Label("wait for other ranks", "host", phase.name.lower())
+        self.last_compute = self._builder.add(COMPUTE, 0, label, depends=after, micro_step=micro_step)
 
     def memory_kernel(
         self,

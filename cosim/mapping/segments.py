@@ -19,6 +19,7 @@ from cosim.graph import Category, OpGraph, Phase
 from cosim.mapping.pricing import Prices
 from cosim.stacks.stack import Stack
 from cosim.techniques.fusion import compiled_ops
+from cosim.techniques.optimizers import whole_ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Segment:
     span_ps: int
     stretch: float  # how much longer it runs while a communication kernel holds its share of cores and memory bandwidth
     profile: MemoryProfile | None
+    host_waits: bool = False  # for a number that its last op made
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Interference:
 
 
 def boundaries(graph: OpGraph) -> list[tuple[int, int]]:
-    """Where phase or block changes; views go with the op before them."""
+    """Where phase or block changes, or the host waits for a number; views go with the op before them."""
     count = len(graph)
     if not count:
         return []
@@ -55,9 +57,17 @@ def boundaries(graph: OpGraph) -> list[tuple[int, int]]:
     latest = np.maximum.accumulate(position)
     first_real = int(np.argmax(~is_view)) if not is_view.all() else 0
     key = key[np.where(latest < 0, first_real, latest)]
-    cuts = np.flatnonzero(np.diff(key)) + 1
-    edges = [0, *cuts.tolist(), count]
+    cuts = np.flatnonzero(np.diff(key) != 0) + 1
+    waits = np.flatnonzero(host_reads(graph)) + 1
+    edges = [0, *np.union1d(cuts, waits[waits < count]).tolist(), count]
     return list(itertools.pairwise(edges))
+
+
+def host_reads(graph: OpGraph) -> NDArray[np.bool_]:
+    """Which ops of the update hand a number that the step made to the host."""
+    reads = np.array([kind.target == "aten._local_scalar_dense" for kind in graph.kinds], dtype=np.bool_)
+    found: NDArray[np.bool_] = reads[graph.op_kind] & (graph.op_phase == Phase.OPTIMIZER)
+    return found
 
 
 def host_times(graph: OpGraph, stack: Stack, compiled: bool) -> NDArray[np.float64]:
@@ -86,6 +96,7 @@ def segments(
     lifetimes = Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
     known: dict[bytes, tuple[int, int, int, float]] = {}
     found: list[Segment] = []
+    waits = host_reads(graph)
     for start, stop in boundaries(graph):
         ops = slice(start, stop)
         key = prices.limit[ops].tobytes() + launch_ps[ops].tobytes()
@@ -95,7 +106,7 @@ def segments(
             known[key] = (*merged, _stretch(prices, ops, interference))
         phase, layer = Phase(int(graph.op_phase[stop - 1])), int(graph.op_layer[stop - 1])
         profile = lifetimes.profile(start, stop, op_ps[ops])
-        found.append(Segment(start, stop, phase, layer, *known[key], profile))
+        found.append(Segment(start, stop, phase, layer, *known[key], profile, bool(waits[stop - 1])))
     return found
 
 
@@ -124,7 +135,7 @@ class Lifetimes:
         self.alloc = graph.storage_alloc[rows]
         self.free = graph.storage_free[rows]
         size = graph.storage_bytes[rows].astype(np.float64)
-        in_optimizer = graph.op_phase[self.alloc] == Phase.OPTIMIZER
+        in_optimizer = (graph.op_phase[self.alloc] == Phase.OPTIMIZER) & ~whole_ops(graph)[self.alloc]
         size = np.where(in_optimizer, np.ceil(size / optimizer_shards), size).astype(np.int64)
         self.size = round_allocation(size, unit_bytes)
         self.category = graph.storage_category[rows]

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from cosim.stacks.stack import Stack
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
-STATES_BYTES = {"adamw": 8, "adam": 8, "sgd": 4}
-"""Bytes of optimizer state per parameter: Adam's two fp32 moments; SGD's momentum, with which steps are traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +23,7 @@ class StepFormats:
     gradient: int  # as the optimizer reads it
     gather: int
     reduce: int
-    optimizer_state: int  # bytes per parameter of all states together
+    optimizer_state: float  # bytes per trainable parameter of all states together, masters apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +41,15 @@ class Precision:
     fp32_matmul: str  # fp32 or tf32
     compute: str  # of matrix products, for the chip's peak
 
-    def step_formats(self, optimizer: str) -> StepFormats:
-        """The same in bytes per element."""
+    def step_formats(self, optimizer_state: float) -> StepFormats:
+        """The same in bytes per element, with the optimizer's states (`cosim.techniques.optimizers.state_bytes`)."""
         return StepFormats(
             parameter=ITEMSIZE[self.parameter],
             master=ITEMSIZE[self.master or self.parameter],
             gradient=ITEMSIZE[self.gradient],
             gather=ITEMSIZE[self.gather],
             reduce=ITEMSIZE[self.reduce],
-            optimizer_state=STATES_BYTES[optimizer],
+            optimizer_state=optimizer_state,
         )
 
 

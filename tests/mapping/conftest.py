@@ -93,7 +93,7 @@ def _step(
     bucket_bytes: int = 2**16,
     framework: str = "pytorch",
     accelerator: Accelerator | None = None,
-    trace_options: Mapping[str, object] = {},  # noqa: B006
+    trace_options: Mapping[str, object] = {},
     **facts: object,
 ) -> Step:
     graph = recompute(_trace(name, **trace_options), recomputed)

@@ -75,9 +75,7 @@ def test_one_device_sends_nothing(step: Step, zero: int) -> None:
 @pytest.mark.parametrize("limit", [2, 3])
 @pytest.mark.parametrize("prefetch", ["pre", "post", "none"])
 @pytest.mark.parametrize("forward", [True, False])
-def test_no_more_units_are_gathered_than_the_stack_allows(
-    step: Step, limit: int, prefetch: str, forward: bool
-) -> None:
+def test_no_more_units_are_gathered_than_the_stack_allows(step: Step, limit: int, prefetch: str, forward: bool) -> None:
     """The memory curve replayed: sharded weights, the root, and `gathers_in_flight` blocks."""
     played = step(
         "llama", zero=3, gathers_in_flight=limit, backward_prefetch=prefetch, forward_prefetch=forward, host_unit_s=0.0
@@ -140,7 +138,7 @@ FACTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(options=OPTIONS, facts=FACTS, overlap=st.booleans())
 def test_every_program_ends_with_the_memory_that_it_began_with(
     step: Step, options: dict[str, Any], facts: dict[str, Any], overlap: bool
