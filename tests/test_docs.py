@@ -137,6 +137,13 @@ def test_every_command_and_option_is_in_its_reference(pages: dict[Path, Page]) -
     assert ("cosim simulate", "--set A.B=C") in page.keys
 
 
+def test_every_public_name_is_in_the_python_reference(pages: dict[Path, Page]) -> None:
+    import cosim
+
+    page = next(page for path, page in pages.items() if path.name == "python.html")
+    assert set(cosim.__all__) - set(page.headings) == set()
+
+
 def test_every_key_of_an_accelerator_file_is_explained() -> None:
     sys.path.insert(0, str(SITE))
     try:

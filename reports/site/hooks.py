@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from generators import equations, examples, tables
+from mkdocs.structure.files import File
 
 _SHIM = (
     "https://unpkg.com/iframe-worker/shim"  # what the theme's offline search asks the network for; ours is in the site
@@ -24,6 +25,12 @@ def on_config(config: Any) -> Any:
     inline = {"name": "math", "class": "math", "format": equations.inline}
     config.mdx_configs.setdefault("pymdownx.inlinehilite", {})["custom_inline"] = [inline]
     return config
+
+
+def on_files(files: Any, config: Any, **_: Any) -> None:
+    """The pictures that the README shows are the site's too."""
+    for picture in sorted(Path(config.config_file_path).parents[1].glob("pictures/*.png")):
+        files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -1,7 +1,8 @@
 """The commands of a page, run while the site is built, with what they really print.
 
 A fence `run` holds commands, one to a line; a fence `file NAME` is shown and written to NAME, where the page's commands
-run; `<!-- written: NAME | WORDS -->` links a page that a command has written. A command that fails fails the build.
+run; `  # first N lines` behind a command shows no more of its output, and `  # exit N` expects that status.
+`<!-- written: NAME | WORDS -->` links a page that a command has written. A command that fails fails the build.
 COSIM_SITE_RUN=0 leaves commands and their output out, for a quick look at the text.
 """
 
@@ -24,7 +25,8 @@ _COLORS = [  # black, red, green, yellow, blue, magenta, cyan, white
     *((129, 161, 193), (180, 142, 173), (136, 192, 208), (229, 233, 240)),
 ]
 _COLUMNS = 98
-_FAILURE = re.compile(r"(.*)  # exit (\d+)$")  # a command that is meant to fail, and how
+_FAILURE = re.compile(r"(.*)  # exit (\d+)$")
+_FIRST = re.compile(r"(.*)  # first (\d+) lines$")
 
 
 def played(markdown: str, page: str, site: Path) -> str:
@@ -63,6 +65,9 @@ def _shown(match: re.Match[str], folder: Path, page: str) -> str:
 
 def _run(command: str, folder: Path, page: str) -> str:
     expected = 0
+    lines = None
+    if first := _FIRST.fullmatch(command):
+        command, lines = first[1], int(first[2])
     if failure := _FAILURE.fullmatch(command):
         command, expected = failure[1], int(failure[2])
     prompt = f'<span class="prompt">$</span> <b>{html.escape(command)}</b>\n'
@@ -71,7 +76,7 @@ def _run(command: str, folder: Path, page: str) -> str:
     status, printed = _on_a_terminal(command, folder)
     if status != expected:
         raise SystemExit(f"{page}: '{command}' ended with status {status}, not {expected}:\n{printed}")
-    return f'<pre class="terminal">{prompt}{_colored(printed)}</pre>'
+    return f'<pre class="terminal">{prompt}{_colored(printed, lines)}</pre>'
 
 
 def _on_a_terminal(command: str, folder: Path) -> tuple[int, str]:
@@ -105,8 +110,11 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def _colored(printed: str) -> str:
-    """Terminal output with its colors as HTML; a blank line would end the block for Markdown, so it holds a space."""
+def _colored(printed: str, lines: int | None) -> str:
+    """The first lines of terminal output with its colors as HTML.
+
+    A blank line would end the block for Markdown, so it holds a space.
+    """
     from rich.console import Console
     from rich.terminal_theme import TerminalTheme
     from rich.text import Text
@@ -115,4 +123,5 @@ def _colored(printed: str) -> str:
     console.print(Text.from_ansi(printed), soft_wrap=True, end="")
     theme = TerminalTheme(_BACKGROUND, _FOREGROUND, _COLORS)
     page = console.export_html(theme=theme, inline_styles=True, code_format="{code}")
-    return "\n".join(line.rstrip() or " " for line in page.rstrip().splitlines())
+    shown = [line.rstrip() or " " for line in page.rstrip().splitlines()]
+    return "\n".join([*shown[:lines], *(["…"] if lines is not None and len(shown) > lines else [])])

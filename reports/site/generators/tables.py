@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from generators import accelerator_file, commands, library, result, run_file, software_stack, vocabulary
+from generators import accelerator_file, commands, library, python_api, result, run_file, software_stack, vocabulary
 
 _TABLES: Mapping[str, Callable[[], str]] = {
     "accelerators": library.accelerators,
@@ -12,6 +12,8 @@ _TABLES: Mapping[str, Callable[[], str]] = {
     "formats": library.formats,
     "models": library.models,
     "published-groups": library.published_groups,
+    "python-api": python_api.text,
+    "python-names": python_api.names,
     "result": result.fields,
     "run-file": run_file.reference,
     "software-stack": software_stack.facts,
