@@ -217,16 +217,29 @@ def workload_list() -> None:
     _print_table(rows, ["name", "family", "parameters", "layers", "hidden", "heads", "kv_heads"])
 
 
+@workload.command("check")
+def workload_check(
+    pattern: Annotated[str, typer.Argument(metavar="[NAME]", help="Families and classes whose name has this.")] = "",
+    real: Annotated[bool, typer.Option("--real", help="Published sizes instead of tiny ones (minutes).")] = False,
+) -> None:
+    """Trace every family and Hugging Face class: operators, FLOP and parameters against PyTorch's own counts."""
+    from cosim.validate import coverage
+
+    size = "real" if real else "tiny"
+    with _status() as progress:
+        rows = coverage.check(size, pattern, progress)
+    coverage.print_coverage(rows, _console())
+    raise typer.Exit(0 if all(row.good for row in rows) else 1)
+
+
 @workload.command("show")
 def workload_show(name: Annotated[str, typer.Argument(help="A name of `cosim workload list`.")]) -> None:
     """A model's dimensions, as a run file states them."""
-    import dataclasses
-
     from workloads import named
 
     entry = named.find(name)
     print(f"# {entry.name}: {entry.config.parameters():,} parameters\n# {' '.join(str(entry.source).split())}")
-    _print_yaml({"model": dataclasses.asdict(entry.config)})
+    _print_yaml({"model": entry.config.stated()})
 
 
 @validate.command("published")

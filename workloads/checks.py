@@ -107,7 +107,7 @@ def check_family(values: Mapping[str, object], where: str) -> None:
     one_of(values, "family", FAMILIES, where)
     family = str(values["family"])
     for key, families in OF_FAMILIES.items():
-        if values.get(key) is not None and family not in families:
+        if values.get(key) and family not in families:
             raise InputError(
                 f"{where}.{key}: family {family!r} has no such dimension; it belongs to {', '.join(families)}"
             )

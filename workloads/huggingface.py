@@ -1,12 +1,15 @@
 """Models of the transformers library, from their configuration alone: nothing is fetched, nothing is downloaded.
 
 Attention goes to `cosim::attention` under the name 'cosim', so that it is one node in a trace and no (seq, seq) mask is
-made; `unfused` is the library's own 'eager' attention.
+made; `unfused` is the library's own 'eager' attention. Experts go to `cosim::grouped_mm`, with a balanced load. The
+inputs of a step follow from the signature of the class's forward.
 """
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +17,18 @@ from torch import Tensor, nn
 
 from hwmodels.units import InputError
 from workloads import operators
-from workloads.layers import AttentionKind
+from workloads.layers import AttentionKind, unfused_attention
+from workloads.moe import grouped, route
 
 # The names that configurations of the library give to dropout probabilities.
 _DROPOUTS = (
     *("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout"),
     *("attention_probs_dropout_prob", "hidden_dropout_prob", "dropout", "dropout_rate", "activation_dropout"),
 )
-# Arguments of an attention layer that change what is computed, and that cosim::attention does not have.
-_REFUSED = ("softcap", "position_bias", "s_aux")
+# Classes that compute their own loss from labels, whose output is more than logits of tokens.
+_OWN_LOSS = ("BertForPreTraining",)
+_INPUTS = ("input_ids", "pixel_values", "decoder_input_ids", "input_features", "input_values", "bbox")
+_ALWAYS_KNOWN = ("num_labels", "head_dim")  # entries of published configurations that some classes read undeclared
 
 
 def build(
@@ -42,6 +48,8 @@ def build(
     settings.use_cache = False
     _register()
     kind = "cosim" if attention == "flash" else "eager"
+    if model_class._can_set_experts_implementation():
+        settings._experts_implementation = "cosim"
     fake = torch._guards.detect_fake_mode() is not None
     try:
         with _no_init_weights() if fake else nullcontext():
@@ -52,7 +60,83 @@ def build(
         raise InputError(
             f"model.config: {class_name} cannot be built: {_one_line(error)}; allowed: what that class accepts"
         ) from error
+    _describe_inputs(module, class_name)
     return module.train()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """The inputs and labels of a training step of a class of the library."""
+
+    names: tuple[str, ...]  # of forward's arguments
+    settings: Any
+    own_loss: bool
+
+    def example_inputs(self, batch: int, seq_len: int) -> dict[str, Tensor]:
+        """Images, or tokens (batch, seq_len) under each name; labels too where the class computes its own loss."""
+        if "pixel_values" in self.names:
+            return {"pixel_values": _images(self.settings, batch)}
+        inputs = {name: _tokens(batch, seq_len) for name in self.names}
+        if self.own_loss:
+            inputs |= {"labels": _tokens(batch, seq_len), "next_sentence_label": _tokens(batch)}
+        return inputs
+
+    def example_labels(self, batch: int, seq_len: int) -> Tensor:
+        """A class per image, or a token per position."""
+        return _tokens(batch) if "pixel_values" in self.names else _tokens(batch, seq_len)
+
+
+def _describe_inputs(module: nn.Module, class_name: str) -> None:
+    """Gives the module `example_inputs` and `example_labels`, and the longest sequence that its attention is modelled
+    for; raises InputError where its inputs cannot be made.
+    """
+    taken = inspect.signature(module.forward).parameters
+    names = tuple(name for name in _INPUTS if name in taken)
+    if names not in (("input_ids",), ("pixel_values",), ("input_ids", "decoder_input_ids")):
+        raise InputError(
+            f"model.huggingface: the inputs of {class_name} cannot be made, its forward takes "
+            f"{', '.join(list(taken)[:6])}; allowed: classes of tokens (input_ids, decoder_input_ids) or of "
+            "images (pixel_values)"
+        )
+    inputs = StepInputs(names, module.config, class_name in _OWN_LOSS)
+    vars(module).update(
+        example_inputs=inputs.example_inputs,
+        example_labels=inputs.example_labels,
+        longest_sequence=getattr(module.config, "sliding_window", None),
+    )
+
+
+def _tokens(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def _images(settings: Any, batch: int) -> Tensor:
+    side = settings.image_size
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return torch.zeros((batch, getattr(settings, "num_channels", 3), height, width))
+
+
+def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The library's experts interface in terms of `cosim::grouped_mm`: (tokens, hidden) -> (tokens, hidden).
+
+    As its 'grouped_mm' implementation, for any format and without reading how many tokens an expert has.
+    """
+    rows, token_of_row, counts = route(top_k_index, self.num_experts)
+    expert = top_k_index.flatten().index_select(0, rows)
+
+    def project(x: Tensor, name: str) -> Tensor:
+        weight = getattr(self, name)
+        x = grouped(x, weight if self.is_transposed else weight.mT, counts)
+        return x + getattr(self, f"{name}_bias").index_select(0, expert).to(x.dtype) if self.has_bias else x
+
+    inner = project(hidden_states.index_select(0, token_of_row), "gate_up_proj" if self.has_gate else "up_proj")
+    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+    out = project(inner, "down_proj")
+    if self.has_post_expert_norm:
+        out = self.post_expert_norm(out)
+    out = out * top_k_weights.flatten().index_select(0, rows).unsqueeze(-1).to(out.dtype)
+    total = torch.zeros_like(hidden_states, dtype=out.dtype).index_add(0, token_of_row, out)
+    return total.to(hidden_states.dtype)
 
 
 def attention_forward(
@@ -68,19 +152,24 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """The library's attention interface in terms of `cosim::attention`: (out (batch, seq, heads, head_dim), None).
 
-    Raises InputError for a variant that the operator does not compute: a window shorter than the sequence, a position
-    bias, soft capping, attention sinks.
+    Scores with a trained bias (T5), a soft cap (Gemma 2) or sinks (gpt-oss) have no fused kernel here and are computed
+    in memory. Raises InputError for a window shorter than the sequence.
     """
     name = type(module).__name__
     window = options.get("sliding_window")
     if window is not None and window < key.shape[2]:
         raise InputError(f"model: {name}: sliding_window {window} below seq_len {key.shape[2]} is not modelled yet")
-    for option in _REFUSED:
-        if options.get(option) is not None:
-            raise InputError(f"model: {name}: attention with {option} is not modelled yet; try attention: unfused")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
+    causal = causal and query.shape[2] > 1
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    out = operators.attention(query, key, value, causal and query.shape[2] > 1, dropout, scale)[0]
+    bias, cap, sinks = (options.get(option) for option in ("position_bias", "softcap", "s_aux"))
+    if bias is not None and not bias.requires_grad:
+        bias = None  # attention over the encoder's output gets zeros
+    if bias is None and cap is None and sinks is None:
+        out = operators.attention(query, key, value, causal, dropout, scale)[0]
+    else:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1) if causal else None
+        out = unfused_attention(query, key, value, mask, dropout, scale, bias=bias, cap=cap, sinks=sinks)
     return out.transpose(1, 2), None
 
 
@@ -109,7 +198,7 @@ def _model_class(class_name: str) -> Any:
 def _configuration(model_class: Any, class_name: str, config: Mapping[str, object]) -> Any:
     """The class's configuration object; unknown entries are refused (the library would keep them silently)."""
     config_class = model_class.config_class
-    known = {*config_class().to_dict(), *config_class.attribute_map}
+    known = {*config_class().to_dict(), *config_class.attribute_map, *_without_default(config_class), *_ALWAYS_KNOWN}
     for key in config:
         if key not in known:
             close = difflib.get_close_matches(str(key), sorted(known), n=3)
@@ -121,10 +210,17 @@ def _configuration(model_class: Any, class_name: str, config: Mapping[str, objec
         raise InputError(f"model.config: {class_name} refuses it: {_one_line(error)}") from error
 
 
+def _without_default(config_class: Any) -> set[str]:
+    """Entries that the class declares and leaves out of a configuration that does not state them."""
+    return {name for kind in config_class.__mro__ for name in vars(kind).get("__annotations__", {})}
+
+
 def _register() -> None:
     """Makes 'cosim' known to the library; doing it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+    ALL_EXPERTS_FUNCTIONS.register("cosim", experts_forward)
     AttentionInterface.register("cosim", attention_forward)
     AttentionMaskInterface.register("cosim", _no_mask)
 

@@ -97,11 +97,14 @@ def unfused_attention(
     scale: float,
     slopes: Tensor | None = None,
     bias: Tensor | None = None,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention as eager PyTorch runs it: every (seq, seq) intermediate is a tensor in memory.
 
     Shapes as in `operators.attention`; `mask` (seq, seq) is true where a query must not look, and `bias` (1, heads,
-    seq, seq) is added to the scores. The softmax reads and writes the compute format and accumulates in fp32 inside its
+    seq, seq) is added to the scores, `cap` bounds them to +-cap (Gemma 2), `sinks` (heads,) is a score that every row
+    has besides its keys (gpt-oss). The softmax reads and writes the compute format and accumulates in fp32 inside its
     kernel, as Megatron-LM's does.
     """
     groups = q.shape[1] // k.shape[1]
@@ -113,12 +116,18 @@ def unfused_attention(
         # slope * j differs from -slope * (i - j) by a constant per row, which the softmax cancels (as BLOOM does it)
         columns = torch.arange(k.shape[2], device=k.device, dtype=slopes.dtype)
         scores = scores + (slopes.view(-1, 1, 1) * columns).to(scores.dtype)
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     if mask is not None:
         scores = scores.masked_fill(mask, torch.finfo(scores.dtype).min)
-    weights = drop(F.softmax(scores, dim=-1), dropout)
-    return torch.matmul(weights, v)
+    if sinks is not None:
+        column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = F.softmax(torch.cat((scores, column), dim=-1), dim=-1)[..., :-1]
+    else:
+        weights = F.softmax(scores, dim=-1)
+    return torch.matmul(drop(weights, dropout), v)
 
 
 class Attention(nn.Module):

@@ -4,7 +4,7 @@ Nothing here needs torch; `workloads.build` turns a configuration into a module.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,13 @@ class ModelConfig:
         if self.family == "t5":
             return replace(self, decoder_seq_len=0 if decoder_seq_len in (None, seq_len) else decoder_seq_len)
         return self
+
+    def stated(self) -> dict[str, Any]:
+        """The dimensions as a run file states them: without those that the family does not have."""
+        found = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        if self.family == "vit":
+            found.pop("vocab")
+        return {name: value for name, (value, default) in found.items() if value != default}
 
     def layer_matmul_parameters(self) -> int:
         """Weights of one layer without experts that are used in matrix products."""

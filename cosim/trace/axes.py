@@ -23,6 +23,7 @@ from cosim.trace.vocabulary import matmul_operands
 
 Atoms = list[int]
 Shape = tuple[int, ...]
+_OF_EXPERTS = ("cosim.grouped_mm",)
 _PERMUTING = frozenset(f"aten.{name}" for name in ("t", "transpose", "permute", "movedim", "t_", "transpose_"))
 
 
@@ -285,7 +286,10 @@ def name_axes(axes: TensorAxes, operations: Sequence[Operation], step_inputs: se
             named.give(axes.of(op.inputs[-1])[-1], "head_dim")
         elif op.kind.op_class == "norm":
             named.give(axes.of(op.inputs[0])[-1], "hidden")
+        elif op.kind.target in _OF_EXPERTS:
+            named.give(axes.of(op.inputs[1])[0], "experts")
     products = [axes.of(op.inputs[-1]) for op in forward if op.kind.target in ("aten.mm", "aten.addmm")]
+    products += [axes.of(op.inputs[1])[-2:] for op in forward if op.kind.target in _OF_EXPERTS]
     contracted = {leaf for inner, _ in products for leaf in axes.unifier.leaves(inner)}
     for inner, outer in products:
         for leaf in axes.unifier.leaves(outer):

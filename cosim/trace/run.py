@@ -73,7 +73,11 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
             recorder.in_optimizer = True
             optimizer.step(recorder, roles)
         recording = recorder.finish()
-    return assemble(recording, roles, decoder, {**provenance_of(model, options, decoder), "torch": torch.__version__})
+    provenance = {**provenance_of(model, options, decoder), "torch": torch.__version__}
+    longest = getattr(module, "longest_sequence", None)
+    if isinstance(longest, int):
+        provenance["longest_sequence"] = longest
+    return assemble(recording, roles, decoder, provenance)
 
 
 def _counter(progress: Progress | None) -> Callable[[int], None] | None:

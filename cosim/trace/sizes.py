@@ -2,8 +2,8 @@
 divisibility.
 
 The probing lengths are primes p for which (p - 1) / 2 is prime too, and which divide no dimension of a parameter: a
-size that p divides is a multiple of the axis, and one that (p - 1) / 2 divides belongs to a shifted sequence (labels
-one position on).
+size that p divides is a multiple of the axis, and one that p - 1 or p + 1 divides belongs to a shifted sequence (labels
+one position on), so that no dimension of a parameter may be a multiple of those either.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def probe_sequences(dimensions: Iterable[int], longest: int | None) -> list[tupl
 
 
 def _divides_none(prime: int, dimensions: list[int]) -> bool:
-    return not any(size and size % prime == 0 or size in (prime - 1, prime + 1) for size in dimensions)
+    return not any(size and any(size % near == 0 for near in (prime - 1, prime, prime + 1)) for size in dimensions)
 
 
 @dataclass(slots=True)

@@ -84,6 +84,9 @@ def bind(graph: OpGraph, options: TraceOptions) -> OpGraph:
     module.
     """
     sizes = {"batch": options.batch, "sequence": options.sequence}
+    longest = graph.provenance.get("longest_sequence")
+    if longest is not None and options.sequence > longest:
+        raise InputError(f"model: attention within a window of {longest} tokens is not modelled for {options.sequence}")
     for axis, size in graph.provenance.get("fixed", {}).items():
         if sizes[axis] != size:
             raise InputError(f"model: the module fixes its {axis} size to {size}; {sizes[axis]} is not possible")

@@ -190,12 +190,8 @@ ATTRIBUTE_NAMES: Mapping[str, str] = {"is_causal": "causal", "dropout_p": "dropo
 
 
 def matmul_operands(kind: OpKind) -> tuple[int, int]:
-    """Positions of A and B among a matmul's inputs: after what they are added to, or after the sizes of groups."""
-    return (1, 2) if kind.target in (*_ADDING, *_COUNTED) else (0, 1)
-
-
-_ADDING = ("aten.addmm", "aten.baddbmm")
-_COUNTED = ("cosim.grouped_mm", "cosim.grouped_mm_weight")
+    """Positions of A and B among a matmul's inputs: the products that add to a first input have them after it."""
+    return (1, 2) if kind.target in ("aten.addmm", "aten.baddbmm") else (0, 1)
 
 
 def matmul_dims(graph: OpGraph, kind: OpKind) -> tuple[int, int, int, int]:
