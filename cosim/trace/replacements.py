@@ -27,7 +27,13 @@ def cuda_operators() -> Iterator[None]:
         for name in ("softmax", "log_softmax"):
             kernel = getattr(torch.ops.aten, f"_{name}").default
             library.impl(f"{name}.int", _widening(kernel), "AutogradCPU")
+        for name in ("_fused_sgd_", "_fused_adagrad_"):  # without these, fake tensors would become real ones
+            library.impl(name, _nothing, "Meta")
         yield
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    """An operator that only writes its arguments, for tensors without memory."""
 
 
 # Operators that CUDA's autocast runs in fp32 and the CPU's leaves alone: aten/src/ATen/autocast_mode.h, AT_FORALL_FP32
@@ -58,6 +64,7 @@ def cuda_autocast(format: torch.dtype | None, norms_in_fp32: bool) -> Iterator[N
             library.impl(name, _casting(_overload(f"aten.{name}"), torch.float32 if wide else format), "AutocastCPU")
         for name in ("softmax", "log_softmax"):
             library.impl(f"{name}.int", _to_fp32(_overload(f"aten.{name}.int")), "AutocastCPU")
+        own.impl("attention", _in_autocast_format(torch.ops.cosim.attention.default, format), "AutocastCPU")
         if not norms_in_fp32:
             own.impl("rms_norm", _casting(torch.ops.cosim.rms_norm.default, format), "AutocastCPU")
         yield
@@ -74,6 +81,16 @@ def _casting(operator: Any, dtype: torch.dtype) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return operator(*(_cast(arg, dtype) for arg in args), **kwargs)
+
+    return run
+
+
+def _in_autocast_format(attention: Any, dtype: torch.dtype) -> Any:
+    """Attention with q, k and v cast, as autocast's list has scaled_dot_product_attention."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return attention(q.to(dtype), k.to(dtype), v.to(dtype), *args, **kwargs)
 
     return run
 

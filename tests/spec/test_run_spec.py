@@ -170,9 +170,8 @@ def test_bad_value_is_one_sentence(change: str) -> None:
 
 NOT_MODELLED = {
     "training.precision=fp8": "fp32, tf32, fp16, bf16",
-    "training.optimizer=lion": "adamw, adam, sgd",
+    "training.optimizer=rmsprop": "adamw, adam, sgd, lion, lamb, adafactor, muon",
     "training.framework=megatron-lm": "pytorch, composer, torchtitan",
-    "training.recompute=selective_op": "none, selective, full, {every: n}",
     "training.techniques=[lora]": "[]",
     "training.techniques=[{lora: {rank: 8}}]": "[]",
     "parallel.tensor=2": "1",
