@@ -104,7 +104,8 @@ def segments(
             chosen = prices.kernels[ops] > 0
             merged = merge_kernels(op_ps[ops][chosen], launch_ps[ops][chosen])
             known[key] = (*merged, _stretch(prices, ops, interference))
-        phase, layer = Phase(int(graph.op_phase[stop - 1])), int(graph.op_layer[stop - 1])
+        belongs = start + int(np.argmax(prices.kernels[ops] > 0))  # views around it may be of another block
+        phase, layer = Phase(int(graph.op_phase[belongs])), int(graph.op_layer[belongs])
         profile = lifetimes.profile(start, stop, op_ps[ops])
         found.append(Segment(start, stop, phase, layer, *known[key], profile, bool(waits[stop - 1])))
     return found
