@@ -16,7 +16,7 @@ from cosim.result import Result
 from cosim.spec import RunSpec
 from cosim.stacks.stack import Stack
 from cosim.summary import summarize
-from cosim.techniques import precision
+from cosim.techniques import optimizers, precision
 from cosim.techniques.fusion import fuse
 from cosim.techniques.precision import Precision
 from cosim.techniques.recompute import recompute
@@ -40,16 +40,20 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     accelerator, cluster = _machine(spec)
     stack, formats, attention = _software(spec, accelerator)
     graph = step_graph(spec, formats, stack, attention, progress)
+    state = optimizers.state_bytes(graph)
+    zero = spec.parallel.zero or 0
+    graph, update = optimizers.shard_update(graph, spec.training.optimizer, zero, spec.data_parallel)
     plan = data_parallel.plan(
         graph,
         degree=spec.data_parallel,
         per_node=cluster.domain,
-        zero=spec.parallel.zero or 0,
-        formats=formats.step_formats(spec.training.optimizer),
+        zero=zero,
+        formats=formats.step_formats(state),
         overlap_gradients=spec.parallel.overlap.gradients is not False,
         overlap_parameters=spec.parallel.overlap.parameters is not False,
         bucket_bytes=stack.bucket_bytes,
         first_bucket_bytes=stack.first_bucket_bytes,
+        update=update,
     )
     kernels = Kernels(
         fp32_matmul=formats.fp32_matmul,
@@ -135,6 +139,7 @@ def step_graph(
         optimizer=training.optimizer,
         optimizer_implementation={"per_parameter": "single"}.get(stack.optimizer_kernel, stack.optimizer_kernel),
         gradient_clipping=stack.gradient_clipping,
+        loss_scaling=formats.compute == "fp16" and stack.loss_scaling == "dynamic",
         autocast_norms_in_fp32=stack.autocast_norm_format == "fp32",
         loss_fused=stack.cross_entropy_fused,
         loss_in_fp32=stack.cross_entropy_format == "fp32",

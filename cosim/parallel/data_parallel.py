@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosim.graph import Category, OpGraph, Phase
+from cosim.techniques.optimizers import NO_TRAFFIC, UpdateTraffic
 from cosim.techniques.precision import StepFormats
 
 ROOT = -1
@@ -51,6 +52,7 @@ class DataParallelPlan:
     buckets: tuple[Bucket, ...]  # in the order in which they are complete; empty with zero 3
     overlap_gradients: bool
     overlap_parameters: bool
+    update: UpdateTraffic = NO_TRAFFIC  # what the update sends besides gradients and parameters
 
     @property
     def elements(self) -> int:
@@ -96,12 +98,13 @@ def plan(
     overlap_parameters: bool,
     bucket_bytes: int,
     first_bucket_bytes: int,
+    update: UpdateTraffic = NO_TRAFFIC,
 ) -> DataParallelPlan:
     """The plan of one rank for `degree` replicas, `per_node` of them on one fast fabric."""
     units = _units(graph)
     buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
     return DataParallelPlan(
-        degree, min(per_node, degree), zero, formats, units, buckets, overlap_gradients, overlap_parameters
+        degree, min(per_node, degree), zero, formats, units, buckets, overlap_gradients, overlap_parameters, update
     )
 
 

@@ -282,7 +282,13 @@ class TrainingSpec(Section):
         Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4", "int8"],
         Field(description="Format of compute; 16-bit ones mean mixed precision with fp32 master weights"),
     ] = "bf16"
-    optimizer: Annotated[Name, Field(description="adamw, adam or sgd")] = "adamw"
+    optimizer: Annotated[
+        Name,
+        Field(
+            description="adamw, adam, sgd (momentum 0.9), lion, lamb, adafactor (no momentum), or muon (of hidden "
+            "matrices, and adamw of everything else)"
+        ),
+    ] = "adamw"
     gradient_format: Annotated[
         GradientFormat | None, Field(description="Format in which gradients are kept; default: the framework's")
     ] = None

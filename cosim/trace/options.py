@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from hwmodels.units import InputError
 
 FORMATS = ("fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "adafactor", "rmsprop", "adamax", "nadam", "radam")
+OPTIMIZERS = (
+    *("adamw", "adam", "sgd", "lion", "lamb", "adafactor", "muon"),
+    *("adagrad", "rmsprop", "adamax", "nadam", "radam"),
+)
 IMPLEMENTATIONS = ("fused", "foreach", "single")
-FUSED = ("adamw", "adam", "sgd", "adagrad")
-"""Optimizers for which PyTorch has a fused kernel; the others run as foreach."""
+FUSED = ("adamw", "adam", "sgd", "adagrad", "lion", "muon")
+"""Optimizers with a fused kernel (muon: of the AdamW that updates all but matrices); the others run as foreach."""
 SINGLE_ONLY = ("adafactor",)
+"""Optimizers that run parameter by parameter unless asked: torch.optim.Adafactor's foreach form takes more memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class TraceOptions:
     optimizer: str = "adamw"
     optimizer_implementation: str = "fused"
     gradient_clipping: bool = True
+    loss_scaling: bool = False  # as torch.amp.GradScaler does it
     loss_fused: bool = False  # cross entropy as one operator
     loss_in_fp32: bool = True  # the logits are copied to fp32 first
     logged_losses: int = 0  # more cross entropies without gradient, for metrics

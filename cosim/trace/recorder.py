@@ -85,14 +85,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:
             return args[0].fake_device if type(args[0]) is FakeTensor else args[0].device
-        if func is torch.ops.aten._local_scalar_dense.default and self.in_optimizer:
-            return 1.0  # the step count: a number that the host already has
         if kwargs is None:
             kwargs = {}
+        if func is torch.ops.aten._local_scalar_dense.default and self.in_optimizer:
+            if self._made_in_step(args[0]):
+                self._record(func, args, kwargs, None)
+            return 1.0  # else a step count: a number that the host already has
         result = func(*args, **kwargs)
         if func.namespace != "profiler":
             self._record(func, args, kwargs, result)
         return result
+
+    def _made_in_step(self, tensor: Tensor) -> bool:
+        """Whether an operator of the step made the tensor's storage, so that the host waits where it reads it."""
+        row = getattr(tensor, "_cosim_row", None)
+        return row is not None and self.recording.storage_alloc[self.recording.tensor_storage[row]] >= 0
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         rows = self.recording
@@ -130,7 +137,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Phase and module row of the operator that is running."""
         module = self._module_stack[-1]
         if self.in_optimizer:
-            return Phase.OPTIMIZER, 0
+            return Phase.OPTIMIZER, module
         if torch._C._current_graph_task_id() == -1:
             # The autograd node of this operator, if it has one, was numbered just before it ran.
             self._module_of_node.setdefault(torch._C._autograd._get_sequence_nr() - 1, module)
@@ -258,6 +265,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def part(self, path: str) -> Iterator[None]:
+        """While open, operators of the optimizer are attributed to the parameter `path`."""
+        self._module_stack.append(self._module_row(path))
+        try:
+            yield
+        finally:
+            self._module_stack.pop()
 
     def _module_row(self, path: str) -> int:
         row = self._module_rows.get(path)

@@ -14,8 +14,9 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from cosim.graph import OpGraph
 from cosim.trace.assemble import Roles, assemble
+from cosim.trace.optimizer import DTYPES, OptimizerStep
 from cosim.trace.options import TraceOptions
-from cosim.trace.recorder import HostNumbers, Recorder
+from cosim.trace.recorder import Recorder
 from cosim.trace.replacements import cuda_autocast, cuda_operators
 from cosim.trace.sizes import SizeDecoder
 from cosim.trace.step import DataDependentError, Progress, Source, is_own_decoder, provenance_of
@@ -24,7 +25,6 @@ from workloads.build import build_module
 from workloads.model import ModelConfig
 from workloads.training import loss_of_output
 
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 _LONGEST = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "block_size")
 
@@ -57,7 +57,7 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
     with _fake(options), cuda_operators(), _without_garbage_collection():
         module = _build(model, options, sequence)
         inputs, labels = _inputs(module, batch, sequence)
-        optimizer = Optimizer(module, options)
+        optimizer = OptimizerStep(module, options)
         roles = _register(recorder, module, optimizer, inputs, labels)
         with _explained(), recorder, recorder.modules_of(module):
             with cuda_autocast(DTYPES.get(str(options.autocast_format)), options.autocast_norms_in_fp32):
@@ -68,6 +68,7 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
                     in_fp32=options.loss_in_fp32,
                     logged=options.logged_losses,
                 )
+            loss = optimizer.scaled(loss)
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
             recorder.in_optimizer = True
@@ -167,79 +168,7 @@ def _tensors(inputs: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-class Optimizer:
-    """An optimizer in its steady state: its state exists before the step, and masters where their format differs."""
-
-    def __init__(self, module: nn.Module, options: TraceOptions) -> None:
-        self.options = options
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        if not self.parameters:
-            raise InputError("model: it has no trainable parameters, so there is no training step")
-        self.masters: list[Tensor] = []
-        if options.separate_masters:
-            master_dtype = DTYPES[str(options.master_format)]
-            self.masters = [torch.empty_like(p, dtype=master_dtype).requires_grad_() for p in self.parameters]
-        self.updated = self.masters or self.parameters
-        implementation = options.implementation
-        switches = {"fused": implementation == "fused", "foreach": implementation == "foreach"}
-        if implementation == "single" and options.optimizer == "adafactor":
-            switches = {"foreach": False}
-        elif implementation != "fused":
-            switches.pop("fused")
-        self.torch = _OPTIMIZERS[options.optimizer](self.updated, **switches)
-        for parameter in self.updated:
-            parameter.grad = torch.empty_like(parameter)
-        with HostNumbers():  # type: ignore[no-untyped-call]
-            self.torch.step()
-        self.torch.zero_grad(set_to_none=True)
-
-    def state(self) -> list[Tensor]:
-        """Moments, step counts and masters."""
-        moments = [v for state in self.torch.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return moments + self.masters
-
-    def step(self, recorder: Recorder, roles: Roles) -> None:
-        """Cast gradients, clip, update, copy masters back, drop gradients; fills the roles of gradients."""
-        roles.gradients |= {recorder.storage_of(p.grad) for p in self.parameters if p.grad is not None}
-        self._cast_gradients()
-        roles.gradients |= {recorder.storage_of(p.grad) for p in self.updated if p.grad is not None}
-        if self.options.gradient_clipping:
-            torch.nn.utils.clip_grad_norm_(self.updated, 1.0, foreach=self.options.implementation != "single")
-        self.torch.step()
-        if self.masters:
-            with torch.no_grad():
-                torch._foreach_copy_(list[Tensor](self.parameters), self.masters)
-        self.torch.zero_grad(set_to_none=True)
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def _cast_gradients(self) -> None:
-        """Gradients in the format in which they reach the optimizer, then in that of what it updates."""
-        wanted = DTYPES[self.options.gradient_format] if self.options.gradient_format else None
-        for parameter, updated in zip(self.parameters, self.updated, strict=True):
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            gradient = gradient.to(wanted) if wanted is not None else gradient
-            gradient = gradient.to(updated.dtype)
-            parameter.grad = None
-            updated.grad = gradient
-
-
-_OPTIMIZERS: Mapping[str, Any] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": lambda parameters, **switches: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, **switches),
-    "adagrad": torch.optim.Adagrad,
-    "adafactor": torch.optim.Adafactor,
-    "rmsprop": torch.optim.RMSprop,
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-}
-
-
-def _register(recorder: Recorder, module: nn.Module, optimizer: Optimizer, inputs: Any, labels: Tensor) -> Roles:
+def _register(recorder: Recorder, module: nn.Module, optimizer: OptimizerStep, inputs: Any, labels: Tensor) -> Roles:
     """Makes rows of what exists before the step; a parameter with two names (tied embeddings) is one row."""
     roles = Roles()
     for name, parameter in module.named_parameters():

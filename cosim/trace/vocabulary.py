@@ -152,6 +152,11 @@ def _rows() -> Mapping[str, Entry]:
     add("optimizer", "_fused_adamw_ _fused_adam_", 11, 2)
     add("optimizer", "_fused_sgd_", 4)
     add("optimizer", "_fused_adagrad_", 5, 2)
+    # Lion, per parameter: two interpolations (2 x 2), sign, weight decay, step
+    add("optimizer", "cosim.fused_lion_", 7)
+    # loss scaling: a product and a test per gradient; the scale's own update
+    add("pointwise", "_amp_foreach_non_finite_check_and_unscale_", 2)
+    add("pointwise", "_amp_update_scale_", 1)
 
     add("view", "view _unsafe_view reshape t transpose permute expand slice select split split_with_sizes unbind chunk")
     add("view", "squeeze unsqueeze as_strided detach alias diagonal unfold narrow flatten unflatten movedim")

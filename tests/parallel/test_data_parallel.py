@@ -9,6 +9,7 @@ import torch
 
 from cosim.graph import Category, OpGraph, Phase
 from cosim.parallel.data_parallel import ROOT, DataParallelPlan
+from cosim.techniques.optimizers import state_bytes
 from cosim.techniques.precision import StepFormats
 from cosim.trace import TraceOptions, trace
 from workloads.build import build_module
@@ -59,15 +60,14 @@ def test_every_way_of_mixing_formats_adds_up(
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("master", [None, "fp32"])
 def test_optimizer_states_are_those_that_pytorch_allocates(optimizer: str, master: str | None) -> None:
-    """The trace holds the states of torch.optim's own step; the plan's count per parameter must be theirs."""
-    from cosim.techniques.precision import STATES_BYTES
-
+    """Adam has two moments and SGD one; with the masters they are all that the trace holds for the optimizer."""
     model = from_dimensions({"family": "gpt", "layers": 2, "hidden": 64, "heads": 2, "vocab": 128, "max_positions": 32})
     parameter = "bf16" if master else "fp32"
     graph = trace(model, TraceOptions(optimizer=optimizer, master_format=master, parameter_format=parameter))
     held = int(graph.storage_bytes[graph.storage_category == Category.OPTIMIZER].sum())
-    expected = graph.parameter_count() * (STATES_BYTES[optimizer] + (4 if master else 0))
+    expected = graph.parameter_count() * ((4 if optimizer == "sgd" else 8) + (4 if master else 0))
     assert held == pytest.approx(expected, rel=2e-3)  # and the step counts
+    assert state_bytes(graph) == (4 if optimizer == "sgd" else 8)
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])
