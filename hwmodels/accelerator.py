@@ -1,5 +1,6 @@
 """An accelerator: its parts put together, and the one door through which work is priced."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,23 +8,27 @@ from typing import Any
 from hwmodels import catalog
 from hwmodels.catalog import load_raw, names
 from hwmodels.interconnect.links import Link
+from hwmodels.matrix_units import systolic_array
 from hwmodels.matrix_units.attention import ALGORITHMS, DEFAULTS, AttentionConstants, attention_cost
+from hwmodels.matrix_units.systolic_array import SystolicArray
 from hwmodels.matrix_units.tensor_core import TensorCore
-from hwmodels.memory.hbm import Hbm
+from hwmodels.matrix_units.unit import MatrixUnit
+from hwmodels.memory.hbm import Hbm, interface_bytes_per_s
 from hwmodels.memory.sram import Sram
 from hwmodels.number_formats import number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
 from hwmodels.units import InputError, format_quantity, parse_quantity
-from hwmodels.vector_unit import PassConstants, VectorUnit
+from hwmodels.vector_unit import SIMT_PASSES, WIDE_VECTOR_PASSES, PassConstants, VectorUnit
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
 __all__ = ["Accelerator", "Links", "Memory", "load", "load_raw", "names", "summary"]
+_UNITS = (TensorCore.unit, SystolicArray.unit)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The memory levels: `sram` shared by all cores (`l2` on a GPU), `hbm` beside the chip."""
+    """The memory levels: `sram` shared by all cores (a GPU's L2, a scratchpad), `hbm` beside the chip."""
 
     sram: Sram
     hbm: Hbm
@@ -36,11 +41,13 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """The device's links: `fabric` (None where it has only `host`), `host`, `network`; bandwidths per direction."""
+    """The device's links: `fabric` (None where it has only `host`), `host`, `network` (None where the file has none);
+    bandwidths per direction.
+    """
 
     fabric: Link | None
     host: Link
-    network: Link
+    network: Link | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Accelerator:
     title: str
     architecture: str  # the chip's generation, as software chooses kernels by: volta, ampere, hopper, ...
     clock_hz: float
-    matrix: TensorCore
+    matrix: MatrixUnit
     vector: VectorUnit
     memory: Memory
     links: Links
@@ -66,7 +73,7 @@ class Accelerator:
 
     @property
     def cores(self) -> int:
-        """Cores (a GPU's streaming multiprocessors)."""
+        """Cores of the matrix unit (a GPU's streaming multiprocessors, a systolic chip's arrays)."""
         return self.matrix.cores
 
     @property
@@ -114,7 +121,7 @@ class Accelerator:
         return replace(
             self,
             clock_hz=clock_hz,
-            matrix=replace(self.matrix, clock_hz=self.matrix.clock_hz * ratio),
+            matrix=self.matrix.at_clock(ratio),
             vector=replace(self.vector, clock_hz=self.vector.clock_hz * ratio),
             memory=replace(self.memory, sram=sram),
         )
@@ -141,10 +148,7 @@ class Accelerator:
             raise InputError(
                 f"{self.name} has no attention kernel {work.algorithm!r}; it has {', '.join(self.attention)}"
             )
-        macs = self.matrix.macs_per_cycle(work.format)
-        fixed = self.matrix.constants.fixed_time_s
-        clock = self.matrix.clock_hz
-        return attention_cost(work, constants, self.cores, macs, clock, self.vector, self.memory.hbm, fixed)
+        return attention_cost(work, constants, self.matrix, self.vector, self.memory.sram, self.memory.hbm)
 
     def _pass(self, work: Pass) -> Cost:
         moved = work.read_bytes + work.write_bytes
@@ -157,7 +161,7 @@ class Accelerator:
             limit = "latency"
         flops = work.vector_ops + work.special_ops
         shares = min(1.0, compute / time), min(1.0, memory / time)
-        return Cost(time, flops, {"hbm": moved, "l2": moved}, limit, 0.0, *shares)
+        return Cost(time, flops, {"hbm": moved, self.matrix.shared_level: moved}, limit, 0.0, *shares)
 
 
 def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Accelerator:
@@ -171,8 +175,10 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
     calibration = root.section("calibration")
     clock = root.quantity("clock", "frequency")
     matrix_section = root.section("matrix", required=True)
-    matrix_section.text("unit", "tensor-core", ("tensor-core",))
-    matrix = TensorCore.read(matrix_section, clock, calibration.section("gemm"))
+    systolic = matrix_section.text("unit", TensorCore.unit, _UNITS) == SystolicArray.unit
+    matrix: MatrixUnit = (SystolicArray if systolic else TensorCore).read(
+        matrix_section, clock, calibration.section("gemm")
+    )
     memory = root.section("memory", required=True)
     vector = VectorUnit.read(root.section("vector", required=True), clock)
     price = root.section("price")
@@ -184,13 +190,15 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
         matrix=matrix,
         vector=vector,
         memory=Memory(
-            Sram.read(memory.section("sram", required=True)),
+            Sram.read(memory.section("sram", required=True), cache=not systolic),
             Hbm.read(memory.section("hbm", required=True), calibration.section("memory")),
         ),
         links=_links(root.section("links", required=True), calibration.section("links")),
         power=Power.read(root.section("power", required=True)),
-        attention=_attention_constants(calibration.section("attention"), matrix),
-        passes=PassConstants.read(calibration.section("pass")),
+        attention=_attention_constants(
+            calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
+        ),
+        passes=PassConstants.read(calibration.section("pass"), WIDE_VECTOR_PASSES if systolic else SIMT_PASSES),
         price_usd_per_hour=price.quantity("device_hour", "money_rate", 0.0, zero=True) * 3600.0,
         sources=_sources(root, data),
         provenance=tuple(root.log),
@@ -207,16 +215,18 @@ def _links(section: Section, calibration: Section) -> Links:
         Link.read(section.section("fabric"), calibration.section("fabric"), 3e-6) if section.has("fabric") else None
     )
     host = Link.read(section.section("host", required=True), calibration.section("host"), 5e-6)
-    network = Link.read(section.section("network", required=True), calibration.section("network"), 10e-6)
+    network = None
+    if section.has("network"):
+        network = Link.read(section.section("network"), calibration.section("network"), 10e-6)
     section.close()
     calibration.close()
     return Links(fabric, host, network)
 
 
-def _attention_constants(section: Section, matrix: TensorCore) -> dict[str, AttentionConstants]:
+def _attention_constants(section: Section, family: Mapping[str, AttentionConstants]) -> dict[str, AttentionConstants]:
     """The file's algorithms, or the family's defaults where it lists none."""
     if not section.keys():
-        return dict(DEFAULTS)
+        return dict(family)
     found = {name: AttentionConstants.read(section.section(name)) for name in ALGORITHMS if section.has(name)}
     section.close()
     return found
@@ -224,8 +234,12 @@ def _attention_constants(section: Section, matrix: TensorCore) -> dict[str, Atte
 
 def _sources(root: Section, data: Mapping[str, Any]) -> dict[str, str]:
     raw = data.get("sources") or {}
+    if isinstance(raw, list):
+        raw = dict(enumerate(raw, 1))
     if not isinstance(raw, Mapping):
-        raise InputError(f"{root.at('sources')} must be a mapping of short names to where they can be opened")
+        raise InputError(
+            f"{root.at('sources')} must be a list, or a mapping of short names to where they can be opened"
+        )
     return {str(key): str(value) for key, value in raw.items()}
 
 
@@ -240,15 +254,20 @@ def summary(name: str) -> dict[str, str]:
         return value["value"] if isinstance(value, Mapping) and "value" in value else value
 
     hbm = ("memory", "hbm")
-    cores, clock = plain("matrix", "cores"), plain("clock")
+    cores, clock = float(plain("matrix", "cores") or 0), plain("clock")
+    if plain("matrix", "unit") == SystolicArray.unit:
+        cores = math.prod(float(plain("matrix", key) or 1) for key in ("rows", "columns", "count"))
     macs = plain("matrix", "formats", "bf16") or plain("matrix", "formats", "fp16")
-    peak = 2.0 * float(cores) * float(macs or 0) * parse_quantity(clock, "frequency", name) if cores else 0.0
+    peak = 2.0 * cores * float(macs or 0) * parse_quantity(clock, "frequency", name) if cores else 0.0
+    bandwidth = plain(*hbm, "bandwidth") or format_quantity(
+        interface_bytes_per_s(str(plain(*hbm, "technology")), int(plain(*hbm, "stacks") or 1)), "bandwidth"
+    )
     return {
         "name": name,
         "title": str(data.get("title", name)),
         "16-bit": format_quantity(peak, "compute", 3) if peak else "-",
         "memory": f"{plain(*hbm, 'capacity')} {plain(*hbm, 'technology')}",
-        "bandwidth": str(plain(*hbm, "bandwidth")),
+        "bandwidth": str(bandwidth),
         "power": str(plain("power", "limit")),
         "calibrated": "yes" if data.get("calibration", {}).get("gemm") else "no",
     }

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from hwmodels.accelerator import Accelerator
 from hwmodels.interconnect.collectives import CollectiveCost, memory_bytes, plans
-from hwmodels.interconnect.links import Link
+from hwmodels.interconnect.links import TORUS_DIMENSIONS, Link
+from hwmodels.interconnect.torus import shape
 from hwmodels.units import InputError, parse_quantity
 from hwmodels.work import Collective, Cost
 
@@ -23,6 +24,7 @@ class Cluster:
 
     `tiers`: "fabric" inside a domain, "network" between domains; bandwidths per device and direction. `pair`: a faster
     link that joins only that many devices of a domain (NVLink bridges in a PCIe node), used by groups that fit on it.
+    `torus`: sizes of the domain's dimensions, where its fabric is a torus.
     """
 
     accelerator: Accelerator
@@ -31,6 +33,7 @@ class Cluster:
     domain: int
     tiers: dict[str, Link]
     pair: Link | None = None
+    torus: tuple[int, ...] = ()
     _costs: dict[Collective, CollectiveCost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -46,7 +49,9 @@ class Cluster:
         """A cluster of `accelerator`. `network` overrides links: inter_node, intra_node (bandwidth per device and
         direction; text with a unit, or bytes/s) and inter_node_latency, intra_node_latency (text, or seconds).
 
-        Raises InputError: counts below one, an unknown override, or a wrong unit.
+        A torus crosses nodes: its domain is all devices, or as many as the accelerator's file lets a torus have, and
+        `nvlink_domain` says nothing about it. Raises InputError: counts below one, an unknown override, a wrong unit,
+        or several domains with no network between them.
         """
         for key, count in (
             ("devices", devices),
@@ -59,7 +64,9 @@ class Cluster:
         limit = fabric.domain or devices_per_node
         if fabric.topology == "pairs" and limit < devices_per_node and nvlink_domain is None:
             fabric, pair, limit = accelerator.links.host, fabric, devices_per_node  # what bridges do not join uses PCIe
-        tiers = {"fabric": fabric, "network": accelerator.links.network}
+        tiers = {"fabric": fabric}
+        if accelerator.links.network is not None:
+            tiers["network"] = accelerator.links.network
         for key, value in (network or {}).items():
             if key not in _OVERRIDES:
                 raise InputError(f"{where}.network.{key} is not a known key; allowed are {', '.join(_OVERRIDES)}")
@@ -69,12 +76,28 @@ class Cluster:
             )
             if not 0 < number < float("inf"):
                 raise InputError(f"{where}.network.{key}: {value!r} must be greater than zero")
-            if dimension == "time":
+            if tier not in tiers and dimension == "bandwidth":
+                tiers[tier] = Link(float(number), 10e-6)
+            elif tier not in tiers:
+                raise InputError(
+                    f"{where}.network.{key}: {accelerator.name} has no links.network; give inter_node first"
+                )
+            elif dimension == "time":
                 tiers[tier] = replace(tiers[tier], latency_s=float(number))
             else:
                 tiers[tier] = replace(tiers[tier], bandwidth_bytes_per_s=float(number))
-        domain = nvlink_domain or min(devices_per_node, limit)
-        return cls(accelerator, devices, devices_per_node, min(domain, devices), tiers, pair)
+        sizes: tuple[int, ...] = ()
+        if fabric.topology in TORUS_DIMENSIONS:
+            domain = min(devices, fabric.domain or devices)
+            sizes = shape(domain, TORUS_DIMENSIONS[fabric.topology])
+        else:
+            domain = min(nvlink_domain or min(devices_per_node, limit), devices)
+        if domain < devices and "network" not in tiers:
+            raise InputError(
+                f"{where}.devices: {devices} devices are more than the {domain} on one fabric, and {accelerator.name} "
+                f"has no links.network; give {where}.network.inter_node"
+            )
+        return cls(accelerator, devices, devices_per_node, domain, tiers, pair, sizes)
 
     def collective(self, kind: str, bytes: float, devices: int, per_node: int) -> CollectiveCost:
         """What a collective over `devices` members, `per_node` of them in each domain, costs alone; `bytes` as in
@@ -114,11 +137,12 @@ class Cluster:
         fabric = self.tiers["fabric"]
         if self.pair is not None and work.devices == work.per_node <= self.pair.domain:
             fabric = self.pair
-        plan = min(plans(work, fabric, self.tiers["network"]), key=lambda found: found.time_s)
+        network = self.tiers.get("network", fabric)  # without one, no group leaves the fabric
+        plan = min(plans(work, fabric, network, self.torus), key=lambda found: found.time_s)
         chip = self.accelerator
         time = plan.time_s
         local = memory_bytes(work, plan.link_bytes)
-        tier = fabric if "fabric" in plan.link_bytes else self.tiers["network"]
+        tier = fabric if "fabric" in plan.link_bytes else network
         rate = chip.memory.hbm.rate("stream")
         return CollectiveCost(
             time_s=time,

@@ -125,6 +125,15 @@ class Section:
             raise InputError(f"{self.at(key)}: {value!r} is not one of {', '.join(choices)}")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """The truth value `key`."""
+        raw = self._take(key)
+        if raw is None:
+            return default
+        if not isinstance(raw, bool):
+            raise InputError(f"{self.at(key)}: {raw!r:.80} must be true or false")
+        return raw
+
     def section(self, key: str, required: bool = False) -> "Section":
         """The mapping `key` as a section; an empty one where the file leaves it out, unless `required`."""
         self._taken.add(key)

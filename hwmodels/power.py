@@ -6,7 +6,7 @@ from hwmodels.number_formats import COMPUTES_AS, FORMATS
 from hwmodels.parameters import Section
 from hwmodels.units import InputError
 
-LEVELS = ("hbm", "l2", "link")
+LEVELS = ("hbm", "l2", "sram", "link")
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,9 +69,8 @@ class PassConstants:
     instructions_per_special: float = 22.0
 
     @classmethod
-    def read(cls, section: Section) -> "PassConstants":
-        """From `calibration.pass` of an accelerator file; what it leaves out takes the family's default."""
-        default = cls()
+    def read(cls, section: Section, default: "PassConstants") -> "PassConstants":
+        """From `calibration.pass` of an accelerator file; what it leaves out takes the family's `default`."""
         part = cls(
             fixed_time_s=section.quantity("fixed_time", "time", default.fixed_time_s, zero=True),
             instructions_per_byte=section.number("instructions_per_byte", default.instructions_per_byte, zero=True),
@@ -95,6 +94,15 @@ class PassConstants:
         instructions = per_byte * (work.read_bytes + work.write_bytes)
         instructions += work.vector_ops + per_special * work.special_ops
         return max(vector.vector_time_s(instructions), vector.special_time_s(work.special_ops))
+
+
+# A GPU's threads load, index and store with their own instructions. A chip whose vector unit runs one wide instruction
+# word for all lanes moves data and computes addresses in other slots of that word: what is left is one conversion per
+# 16-bit element, and special functions are single instructions. Assumed; not calibrated.
+SIMT_PASSES = PassConstants()
+WIDE_VECTOR_PASSES = PassConstants(
+    instructions_per_byte=0.5, row_instructions_per_byte=1.0, instructions_per_special=1.0
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,8 @@ class Cost:
     `time_s` includes the kernel's fixed time on the device. `bytes_per_level` counts traffic ("hbm", "l2", "link",
     ...). `core_share` and `memory_share` (0..1) are the fractions of the cores and of the sustained memory bandwidth
     that it keeps busy while it runs: what it loses when something else takes them. `limited_by` is the longest of its
-    parts. `energy_j` is dynamic energy; idle power is the device's, over time.
+    parts. `energy_j` is dynamic energy; idle power is the device's, over time. `cycles` of the matrix unit, where it is
+    one that is counted in cycles (a systolic array); None elsewhere.
     """
 
     time_s: float
@@ -91,3 +92,4 @@ class Cost:
     energy_j: float = 0.0
     core_share: float = 1.0
     memory_share: float = 0.0
+    cycles: int | None = None

@@ -14,6 +14,7 @@ from cosim.calibrate.fit import Errors, Fit, Free, Predict, errors, fit, price
 from cosim.calibrate.rows import Row
 from hwmodels.accelerator import Accelerator, load
 from hwmodels.matrix_units.attention import AttentionConstants
+from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.memory.hbm import KINDS
 from hwmodels.units import InputError
 from hwmodels.work import Gemm, Pass
@@ -73,6 +74,8 @@ def predictor(chips: Chips, change: Callable[[Accelerator], Accelerator]) -> Pre
 def with_gemm(chip: Accelerator, values: Mapping[str, float]) -> Accelerator:
     """The chip with some of its GEMM constants (and `memory`, the HBM share of GEMMs; `fixed_us`) replaced."""
     plain = {key: value for key, value in values.items() if key not in ("memory", "fixed_us")}
+    if not isinstance(chip.matrix, TensorCore):
+        raise InputError(f"--hw: {chip.name} has no tensor cores, whose constants these are")
     constants = replace(chip.matrix.constants, **plain)  # type: ignore[arg-type]
     if "fixed_us" in values:
         constants = replace(constants, fixed_time_s=values["fixed_us"] * 1e-6)

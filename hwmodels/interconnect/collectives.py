@@ -2,12 +2,13 @@
 
 Volumes are the closed forms of ring and tree algorithms (Thakur, Rabenseifner, Gropp 2005; NCCL's double binary
 trees): all_reduce moves 2 (n-1)/n of the buffer per device, all_gather, reduce_scatter and all_to_all (n-1)/n,
-broadcast and send_recv the message.
+broadcast and send_recv the message. On a torus, `torus.py`.
 """
 
 import math
 from dataclasses import dataclass
 
+from hwmodels.interconnect import torus
 from hwmodels.interconnect.links import Link
 from hwmodels.work import Collective
 
@@ -61,12 +62,17 @@ def volume(kind: str, members: int) -> float:
     return 2.0 * share if kind == "all_reduce" else share
 
 
-def plans(work: Collective, fabric: Link, network: Link) -> list[Plan]:
-    """The algorithms that can do `work`; its `per_node` members share `fabric`, and `network` joins the nodes."""
+def plans(work: Collective, fabric: Link, network: Link, whole: tuple[int, ...] = ()) -> list[Plan]:
+    """The algorithms that can do `work`; its `per_node` members share `fabric`, and `network` joins the nodes.
+
+    `whole`: the sizes of the torus that the fabric is, if it is one.
+    """
     if work.devices <= 1:
         return [Plan("none", 0.0, {}, {})]
     nodes = math.ceil(work.devices / work.per_node)
     local = work.devices / nodes
+    if whole and local > 1:
+        return [_torus(work, nodes, torus.group(whole, work.per_node, fabric), fabric, network)]
     if work.kind == "send_recv":
         return [_point_to_point(work, "network" if nodes > 1 else "fabric", network if nodes > 1 else fabric)]
     if work.kind == "all_to_all":
@@ -129,6 +135,34 @@ def _ring(work: Collective, nodes: int, local: float, fabric: Link, network: Lin
     if nodes == 1:
         latency = fabric.launch_s + laps * (work.devices - 1) * fabric.latency_s
     return Plan("ring", latency, sent, rates)
+
+
+def _torus(work: Collective, nodes: int, ours: torus.Torus, fabric: Link, network: Link) -> Plan:
+    """Rings along the dimensions of the group's part of the torus; between tori each member by its own network port."""
+    local = ours.devices
+    crossing = volume(work.kind, nodes) * work.bytes
+    if work.kind == "all_to_all":
+        sent = ours.all_to_all_bytes(work.bytes / nodes)
+        seconds, laps = ours.all_to_all_s(work.bytes / nodes), 1
+    elif work.kind in ("send_recv", "broadcast"):  # one path, or one tree that is filled without a break
+        sent, laps = work.bytes, 1
+        efficiency = fabric.p2p_efficiency / fabric.efficiency if work.kind == "send_recv" else 1.0
+        seconds = sent / (ours.link_bytes_per_s * efficiency)
+    else:
+        laps = 2 if work.kind == "all_reduce" else 1
+        sent = work.bytes * volume(work.kind, local)
+        seconds = laps * ours.gather_s(work.bytes)
+        crossing /= local
+    if fabric.copy_bytes_per_s:
+        seconds += work.bytes / fabric.copy_bytes_per_s
+    hops = 1 if work.kind == "send_recv" else ours.steps
+    launch = fabric.p2p_launch_s if work.kind == "send_recv" else fabric.launch_s
+    latency = launch + laps * hops * fabric.latency_s
+    sends, rates = {"fabric": sent}, {"fabric": sent / seconds if seconds else ours.link_bytes_per_s}
+    if nodes > 1:
+        sends["network"], rates["network"] = crossing, network.sustained_bytes_per_s
+        latency += laps * (nodes - 1) * network.latency_s
+    return Plan("torus", latency, sends, rates)
 
 
 def _tree(work: Collective, nodes: int, local: float, fabric: Link, network: Link) -> Plan:

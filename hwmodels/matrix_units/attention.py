@@ -1,4 +1,4 @@
-"""Fused attention on a GPU, as the algorithm it is: blocks of queries against blocks of keys, masked blocks skipped.
+"""Fused attention as the algorithm it is: blocks of queries against blocks of keys, masked blocks skipped.
 
 A block pair costs its multiplies and its softmax (one exponential and a few vector operations per score); an
 algorithm hides part of the shorter under the longer. Forward has two products per pair, backward five and recomputes
@@ -7,13 +7,18 @@ the softmax (FlashAttention, arXiv 2205.14135; FlashAttention-2, 2307.08691; Fla
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hwmodels.memory.hbm import Hbm
+from hwmodels.memory.sram import Sram
 from hwmodels.number_formats import bytes_of
 from hwmodels.parameters import Section
 from hwmodels.units import InputError
 from hwmodels.vector_unit import VectorUnit
 from hwmodels.work import Attention, Cost
+
+if TYPE_CHECKING:
+    from hwmodels.matrix_units.unit import MatrixUnit
 
 ALGORITHMS = ("flash-1", "flash-2", "flash-3", "flash-triton", "cudnn")
 # Query rows by key columns of one block, for head_dim <= 64, <= 128, larger: the kernels' own tables
@@ -70,8 +75,18 @@ class AttentionConstants:
         section.close()
         return part
 
+    def head_share(self, work: Attention) -> float:
+        """Multiply rate of the work's head dimension over that of 64 and less."""
+        if work.head_dim <= 64:
+            return 1.0
+        return self.head_128 if work.head_dim <= 128 else self.head_256
 
-# Where a chip has no measured rows: the middle of the calibrated chips.
+    def share(self, work: Attention) -> float:
+        """Multiply rate in the main loop of the work's phase and head dimension, fraction of the unit's own."""
+        return (self.forward if work.phase == "forward" else self.backward) * self.head_share(work)
+
+
+# Where a GPU has no measured rows: the middle of the calibrated chips.
 DEFAULTS = {
     "flash-1": AttentionConstants(0.40, 0.35),
     "flash-2": AttentionConstants(0.60, 0.52),
@@ -82,32 +97,27 @@ DEFAULTS = {
 def attention_cost(
     work: Attention,
     constants: AttentionConstants,
-    cores: int,
-    macs_per_cycle: float,
-    clock_hz: float,
+    unit: "MatrixUnit",
     vector: VectorUnit,
+    sram: Sram,
     hbm: Hbm,
-    fixed_time_s: float,
 ) -> Cost:
-    """The cost of `work` on `cores` tensor cores of `macs_per_cycle` each (in the work's format).
+    """The cost of `work` on a matrix unit and its share of the vector lanes; blocks are spread over the unit's cores.
 
     `flops` counts unmasked scores only: 4 (forward) or 10 (backward) x batch x heads x scores x head_dim, halved if
     causal.
     """
     if work.format in ("fp64", "fp32", "tf32"):
         raise InputError(f"attention by {work.algorithm} has no {work.format} kernel; allowed are fp16, bf16, fp8")
-    if macs_per_cycle == 0:
+    if unit.macs_per_cycle(work.format) == 0:
         raise InputError(f"attention by {work.algorithm}: this chip's matrix unit lacks {work.format}")
     forward = work.phase == "forward"
-    dim = -(-work.head_dim // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
-    rows, keys = _block(work.algorithm, work.head_dim, forward)
+    cores, clock_hz = unit.cores, unit.clock_hz
+    rows, keys = unit.attention_block(work, sram)
     lanes = (
         vector.lanes / cores * vector.clock_hz / clock_hz * vector.formats["fp32"]
     )  # lane operations per core and matrix cycle
-    rate = macs_per_cycle * (constants.forward if forward else constants.backward)
-    if work.head_dim > 64:
-        rate *= constants.head_128 if work.head_dim <= 128 else constants.head_256
-    multiply = (2.0 if forward else 5.0) * rows * keys * dim / rate
+    multiply = unit.attention_pair_cycles(work, rows, keys, constants)
     vector_ops = _VECTOR_OPS[work.phase] + (_DROPOUT_OPS if work.dropout else 0.0) + (2.0 if work.bias else 0.0)
     softmax = rows * keys * (vector_ops / lanes + 1.0 / (lanes * vector.special_function_rate))
     longer, shorter = max(multiply, softmax), min(multiply, softmax)
@@ -120,27 +130,38 @@ def attention_cost(
     waves = blocks / cores
     idle = 1.0 if work.causal else (waves + 0.5 * (math.ceil(waves) - waves)) / waves
     compute = max(total / cores * idle, longest * pair + overhead) / clock_hz
-    hbm_bytes = _hbm_bytes(work, forward)
+    hbm_bytes = unit.attention_hbm_bytes(work, pairs, keys, sram)
     memory = hbm_bytes / hbm.rate("stream")
-    time = max(compute, memory) + fixed_time_s
+    time = max(compute, memory) + unit.fixed_time_s
     scores = work.seq_q * work.seq_k * (0.5 if work.causal and work.seq_q == work.seq_k else 1.0)
     if work.causal and work.seq_q != work.seq_k:
         scores = max(0.0, work.seq_q * (work.seq_k - work.seq_q / 2.0))
     return Cost(
         time_s=time,
         flops=(4.0 if forward else 10.0) * work.batch * work.heads * scores * work.head_dim,
-        bytes_per_level={"hbm": hbm_bytes, "l2": hbm_bytes},
+        bytes_per_level={"hbm": hbm_bytes, unit.shared_level: hbm_bytes},
         limited_by="memory" if memory > compute else "compute" if multiply >= softmax else "special",
         core_share=min(1.0, compute / time * min(1.0, waves)),
         memory_share=min(1.0, memory / time),
     )
 
 
-def _block(algorithm: str, head_dim: int, forward: bool) -> tuple[int, int]:
-    if not forward:
-        return _BACKWARD_BLOCK["small" if head_dim <= 64 else "large"]
-    small, middle, large = _BLOCKS[algorithm]
-    return small if head_dim <= 64 else middle if head_dim <= 128 else large
+def gpu_block(work: Attention) -> tuple[int, int]:
+    """Query rows by key columns of one block of the GPU kernels."""
+    if work.phase == "backward":
+        return _BACKWARD_BLOCK["small" if work.head_dim <= 64 else "large"]
+    small, middle, large = _BLOCKS[work.algorithm]
+    return small if work.head_dim <= 64 else middle if work.head_dim <= 128 else large
+
+
+def gpu_pair_cycles(
+    work: Attention, rows: int, keys: int, constants: AttentionConstants, macs_per_cycle: float
+) -> float:
+    """Cycles of a core of `macs_per_cycle` for the products of one pair of blocks."""
+    dim = -(-work.head_dim // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
+    forward = work.phase == "forward"
+    rate = macs_per_cycle * (constants.forward if forward else constants.backward) * constants.head_share(work)
+    return (2.0 if forward else 5.0) * rows * keys * dim / rate
 
 
 def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, int, int]:
@@ -165,15 +186,15 @@ def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, i
     return outer, inner, pairs
 
 
-def _hbm_bytes(work: Attention, forward: bool) -> float:
-    """Q, K, V and O once (keys and values stay in L2 while a head's queries pass); backward reads them with dO and
-    writes dQ dK dV.
+def compulsory_bytes(work: Attention) -> float:
+    """Bytes from and to HBM when Q, K, V and O pass once (keys and values stay on chip while a head's queries pass);
+    backward reads them with dO and writes dQ dK dV.
     """
     element = bytes_of(work.format)
     query = work.batch * work.heads * work.seq_q * work.head_dim
     key = work.batch * work.kv_heads * work.seq_k * work.head_dim
     statistics = 4.0 * work.batch * work.heads * work.seq_q
-    if forward:
+    if work.phase == "forward":
         return element * (2 * query + 2 * key) + statistics
     return (
         element * (3 * query + 2 * key) + element * (query + 2 * key) + 8.0 * query + 2 * statistics

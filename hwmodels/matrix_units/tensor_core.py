@@ -5,14 +5,15 @@ kernel's fixed time.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from hwmodels.matrix_units.attention import AttentionConstants, compulsory_bytes, gpu_block, gpu_pair_cycles
 from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.sram import Sram
 from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of
 from hwmodels.parameters import Section
 from hwmodels.units import InputError
-from hwmodels.work import Cost, Gemm
+from hwmodels.work import Attention, Cost, Gemm
 
 # CUTLASS's and cuBLAS's usual thread-block tiles, m x n.
 TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (64, 128), (64, 64), (32, 64), (64, 32))
@@ -80,6 +81,7 @@ class TensorCore:
     constants: GemmConstants
 
     unit = "tensor-core"
+    shared_level = "l2"
 
     @classmethod
     def read(cls, section: Section, clock_hz: float, calibration: Section) -> "TensorCore":
@@ -98,7 +100,28 @@ class TensorCore:
         """Multiply-accumulates per core and cycle in `format`; 0 where the unit lacks it."""
         return self.formats.get(format) or self.formats.get(COMPUTES_AS.get(format, ""), 0.0)
 
-    def gemm(self, work: Gemm, l2: Sram, hbm: Hbm, simd_flops: float) -> Cost:
+    @property
+    def fixed_time_s(self) -> float:
+        """Fixed time of a kernel on the device."""
+        return self.constants.fixed_time_s
+
+    def at_clock(self, ratio: float) -> "TensorCore":
+        """The same unit with its clock times `ratio`."""
+        return replace(self, clock_hz=self.clock_hz * ratio)
+
+    def attention_block(self, work: Attention, sram: Sram) -> tuple[int, int]:
+        """Query rows by key columns of one block, as the kernels' own tables have them."""
+        return gpu_block(work)
+
+    def attention_pair_cycles(self, work: Attention, rows: int, keys: int, constants: AttentionConstants) -> float:
+        """Cycles of one core for the products of one pair of blocks."""
+        return gpu_pair_cycles(work, rows, keys, constants, self.macs_per_cycle(work.format))
+
+    def attention_hbm_bytes(self, work: Attention, pairs: int, keys: int, sram: Sram) -> float:
+        """Every tensor once: keys and values stay in L2 while a head's queries pass."""
+        return compulsory_bytes(work)
+
+    def gemm(self, work: Gemm, sram: Sram, hbm: Hbm, simd_flops: float) -> Cost:
         """The cost of `work`; `simd_flops` is the lanes' rate in its format, used where the matrix unit lacks the
         format (fp32).
         """
@@ -115,8 +138,8 @@ class TensorCore:
         compulsory = work.batch * (element * work.k * (work.m + work.n) + out * work.m * work.n) + work.epilogue_bytes
         rates = _Rates(
             hbm.rate("gemm"),
-            l2.bandwidth_bytes_per_s * l2.multicast,
-            l2.core_bytes_per_cycle * self.clock_hz,
+            sram.bandwidth_bytes_per_s * sram.multicast,
+            sram.core_bytes_per_cycle * self.clock_hz,
         )
         best = (math.inf, 0.0, 0.0, 0.0, 0.0, "")
         for tile in TILES:
@@ -125,7 +148,7 @@ class TensorCore:
             for split in self._splits(work, tile):
                 compute = self._multiply_s(work, tile, split, core_flops)
                 if compute < best[0]:
-                    found = self._tiled(work, tile, split, compute, element, out, l2, rates, compulsory)
+                    found = self._tiled(work, tile, split, compute, element, out, sram, rates, compulsory)
                     if found[0] < best[0]:
                         best = found
         total, compute, memory, hbm_bytes, l2_bytes, limit = best

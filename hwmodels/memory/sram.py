@@ -19,13 +19,15 @@ class Sram:
     multicast: float = 1.0
 
     @classmethod
-    def read(cls, section: Section) -> "Sram":
-        """From `memory.sram` of an accelerator file."""
+    def read(cls, section: Section, cache: bool) -> "Sram":
+        """From `memory.sram` of an accelerator file; ports and multicast are those of a `cache` that cores read by
+        themselves.
+        """
         part = cls(
             capacity_bytes=section.quantity("size", "data"),
             bandwidth_bytes_per_s=section.quantity("bandwidth", "bandwidth"),
-            core_bytes_per_cycle=section.number("core_bytes_per_cycle", 64.0),
-            multicast=section.number("multicast", 1.0, low=1.0, high=16.0),
+            core_bytes_per_cycle=section.number("core_bytes_per_cycle", 64.0) if cache else 64.0,
+            multicast=section.number("multicast", 1.0, low=1.0, high=16.0) if cache else 1.0,
         )
         section.close()
         return part

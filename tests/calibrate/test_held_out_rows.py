@@ -10,6 +10,7 @@ from cosim.calibrate.kernels import gemm_rows, pass_rows
 from cosim.calibrate.rows import Row, in_fitted_half, read_collectives, read_kernels
 from hwmodels.accelerator import load
 from hwmodels.cluster import Cluster
+from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Collective, Gemm
 
@@ -126,6 +127,7 @@ def test_a_fit_finds_the_constant_that_made_the_rows() -> None:
     chip = load("a100-sxm-80gb")
 
     def with_efficiency(value: float):  # type: ignore[no-untyped-def]
+        assert isinstance(chip.matrix, TensorCore)
         constants = replace(chip.matrix.constants, efficiency=value)
         return replace(chip, matrix=replace(chip.matrix, constants=constants))
 

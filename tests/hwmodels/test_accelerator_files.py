@@ -34,7 +34,13 @@ B200: dict[str, float] = {
 }
 V100: dict[str, float] = {"fp64": 7.8, "fp32": 15.7, "fp16": 125}
 V100_PCIE: dict[str, float] = {"fp64": 7, "fp32": 14, "fp16": 112}
-DATASHEETS: dict[str, tuple[dict[str, float], float, int, int]] = {
+# Google Cloud's tables of key specifications, and int8 of v5p as ml-engineering and the scaling book list it.
+TPU_V5P: dict[str, float] = {"bf16": 459, "fp8": 459, "int8": 918}
+TPU_V4: dict[str, float] = {"bf16": 275, "int8": 275}
+TEMPLATES = ("systolic-edge",)
+DATASHEETS: dict[str, tuple[dict[str, float], float, int, int | None]] = {
+    "tpu-v5p": (TPU_V5P, 2765e9, 95, None),  # its power is not published
+    "tpu-v4": (TPU_V4, 1228e9, 32, 192),
     "b200-sxm": (B200, 8000e9, 180, 1000),
     "v100-sxm2-16gb": (V100, 900e9, 16, 300),
     "v100-sxm2-32gb": (V100, 900e9, 32, 300),
@@ -50,7 +56,7 @@ DATASHEETS: dict[str, tuple[dict[str, float], float, int, int]] = {
 
 
 def test_every_library_file_is_checked_against_its_datasheet() -> None:
-    assert sorted(DATASHEETS) == names()
+    assert sorted([*DATASHEETS, *TEMPLATES]) == names()
 
 
 @pytest.mark.parametrize("name", sorted(DATASHEETS))
@@ -61,7 +67,7 @@ def test_peaks_memory_and_power_equal_the_datasheet(name: str) -> None:
         assert chip.peak_flops(format) == pytest.approx(tflops * 1e12, rel=0.02), format
     assert chip.memory.hbm.bandwidth_bytes_per_s == pytest.approx(bandwidth)
     assert capacity * 1e9 <= chip.memory.hbm.capacity_bytes <= capacity * 2**30
-    assert chip.power_limit_w == watts
+    assert watts in (None, chip.power_limit_w)
 
 
 @pytest.mark.parametrize("name", names())
@@ -116,7 +122,7 @@ BAD = [
     ({"matrix.formats.fp9": 1}, r"matrix\.formats\.fp9: 'fp9' is not one of"),
     ({"power.idle": "500 W"}, r"power\.idle: 500 W must be less than the limit"),
     ({"calibration.gemm.efficiency": 1.2}, r"calibration\.gemm\.efficiency: 1\.2 must be between"),
-    ({"matrix.unit": "abacus"}, r"matrix\.unit: 'abacus' is not one of tensor-core"),
+    ({"matrix.unit": "abacus"}, r"matrix\.unit: 'abacus' is not one of tensor-core, systolic-array"),
 ]
 
 
