@@ -28,7 +28,8 @@ _DROPOUTS = (
 # Classes that compute their own loss from labels, whose output is more than logits of tokens.
 _OWN_LOSS = ("BertForPreTraining",)
 _INPUTS = ("input_ids", "pixel_values", "decoder_input_ids", "input_features", "input_values", "bbox")
-_ALWAYS_KNOWN = ("num_labels", "head_dim")  # entries of published configurations that some classes read undeclared
+# Entries of published configurations that classes read without declaring them.
+_ALWAYS_KNOWN = ("num_labels", "head_dim", "rope_theta", "rope_scaling")
 
 
 def build(
