@@ -84,7 +84,7 @@ def _flops(played: Played) -> tuple[float, float]:
     graph = played.graph
     classes = np.array([kind.op_class for kind in graph.kinds])[graph.op_kind]
     share = np.select(
-        [classes == "attention_backward", _half_masked(graph), np.isin(classes, ["matmul", "attention"])],
+        [classes == "attention_backward", _half_masked(graph), np.isin(classes, ["matmul", "attention", "convolution"])],
         [_ATTENTION_BACKWARD_SHARE, 0.5, 1.0],
         0.0,
     )
