@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cosim import process
+from cosim.batch import located, simulate_lines, simulated
+from cosim.output import check_distinct, is_standard_output, whole_file, writing
 from hwmodels.units import InputError
 
 if TYPE_CHECKING:
@@ -20,10 +22,7 @@ if TYPE_CHECKING:
     from cosim.graph import OpGraph
     from cosim.result import Result
     from cosim.simulate import Progress
-
-_LINE_LIMIT = 1_000_000  # characters of one run of a batch
-_INTERRUPTED = 130
-_BROKEN_PIPE = 141
+    from cosim.spec import RunSpec
 
 app = typer.Typer(
     name="cosim",
@@ -46,30 +45,19 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The `cosim` command; ends the process with 0, 2 (bad input, one sentence), 130 (Ctrl-C) or 141 (broken pipe)."""
-    try:
-        status = app(args=arguments, prog_name="cosim", standalone_mode=False) or 0
-        sys.stdout.flush()
-        if status == _INTERRUPTED:  # typer's answer to Ctrl-C
-            _say("interrupted", status)
-    except InputError as error:
-        status = _say(error, 2)
-    except (KeyboardInterrupt, typer.Abort):
-        status = _say("interrupted", _INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
-        status = _BROKEN_PIPE
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # click's own errors: a wrong option or argument
-            raise
-        status = _say(error.format_message() or "see cosim --help", getattr(error, "exit_code", 2))
-    sys.exit(status if isinstance(status, int) else 0)
+    """The `cosim` command; ends the process with 0, or with one sentence on standard error and the status of
+    `cosim.process.run`.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
 
+    def command() -> int | None:
+        # Not `app()`: typer answers a broken pipe and Ctrl-C itself, before we can.
+        root = typer.main.get_command(app)
+        with root.make_context("cosim", given) as context:
+            answer = root.invoke(context)
+        return answer if isinstance(answer, int) else 0
 
-def _say(message: object, status: int) -> int:
-    line = " ".join(str(message).split())
-    print("cosim: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
-    return status
+    sys.exit(process.run(command))
 
 
 @app.callback(invoke_without_command=True)
@@ -105,7 +93,7 @@ def simulate(
     if (run is None) == (batch is None):
         raise InputError("simulate: give one run file, or --batch RUNS.jsonl")
     pages = {"--html": html_file, "--perfetto": perfetto_file, "--memory-snapshot": memory_file}
-    _distinct({"RUN.yaml": run, "--batch": batch, "--json": json_file, **pages})
+    check_distinct({"RUN.yaml": run, "--batch": batch}, {"--json": json_file, **pages})
     if batch is not None:
         for option in (option for option, file in pages.items() if file is not None):
             raise InputError(f"{option}: a batch has no report; leave it out")
@@ -114,19 +102,21 @@ def simulate(
     from cosim.spec import RunSpec
 
     spec = RunSpec.load(str(run), changes or [])
+    check_distinct({"system.accelerator": _accelerator_file(spec)}, {"--json": json_file, **pages})
     with ExitStack() as outputs:
         json_out = outputs.enter_context(_output(json_file, "--json"))
         written = {option: outputs.enter_context(_output(file, option)) for option, file in pages.items()}
         with _status() as progress:
-            from cosim.simulate import simulate as simulate_run
-
-            result = simulate_run(spec, progress)
+            result = simulated(spec, _name(str(run)), progress)
         if json_out is not None:
-            json_out.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            with writing(json_file, "--json"):
+                json_out.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         for option, file in written.items():
             if file is not None:
-                _write_page(option, result, file)
-    _print_result(result)  # last: a reader that closes the pipe costs no file
+                with writing(pages[option], option):
+                    _write_page(option, result, file)
+    if not any(file is not None and is_standard_output(file) for file in (json_file, *pages.values())):
+        _print_result(result)  # last: a reader that closes the pipe costs no file
 
 
 @app.command()
@@ -140,7 +130,7 @@ def trace(
     """Write the traced step, with its techniques, as a graph for other tools."""
     from cosim.trace.export import check_name, write_graph
 
-    _distinct({"RUN.yaml": run, "--output": output})
+    check_distinct({"RUN.yaml": run}, {"--output": output})
     check_name(output)
     with _output(output, "--output") as written:
         step = _trace_step(run, changes)
@@ -173,7 +163,22 @@ def _trace_step(run: str, changes: list[str] | None) -> OpGraph:
     with _status() as progress:
         from cosim.simulate import trace_step
 
-        return trace_step(spec, progress)
+        try:
+            with redirect_stdout(sys.stderr):
+                return trace_step(spec, progress)
+        except InputError as error:
+            raise located(error, _name(run)) from error
+
+
+def _name(run: str) -> str:
+    return "standard input" if run == "-" else run
+
+
+def _accelerator_file(spec: RunSpec) -> str | None:
+    """The file of the run's accelerator, if it is a file."""
+    reference = spec.system.accelerator
+    name = reference if isinstance(reference, str) else reference.base
+    return name if name.endswith((".yaml", ".yml")) else None
 
 
 @app.command()
@@ -298,66 +303,19 @@ def _write_page(option: str, result: Result, file: Path) -> None:
 
 def _simulate_batch(batch: str, changes: list[str], json_file: Path | None) -> None:
     """One line out per line in, in order; a line that cannot be run becomes {"error": sentence}."""
-    failed = done = 0
+    straight = json_file is None or is_standard_output(json_file)
     with ExitStack() as stack:
-        path = stack.enter_context(_output(json_file, "--json"))
-        lines = stack.enter_context(_lines(batch))
+        path = None if straight else stack.enter_context(_output(json_file, "--json"))
+        stack.enter_context(writing(json_file, "--json"))
         out = stack.enter_context(path.open("w", encoding="utf-8")) if path else sys.stdout
         progress = stack.enter_context(_status())
-        for number, line in enumerate(lines, 1):
-            answer = _batch_line(line, f"{batch}, line {number}", changes, progress)
-            failed, done = failed + ("error" in answer), number
-            out.write(json.dumps(answer, allow_nan=False) + "\n")
+        failed, done = simulate_lines(batch, changes, out, progress)
     if failed:
-        _say(f"{failed} of {done} runs could not be simulated; their lines say why", 0)
-
-
-def _batch_line(line: bytes, where: str, changes: list[str], progress: Progress | None) -> dict[str, Any]:
-    from cosim.simulate import simulate as simulate_run
-    from cosim.spec import RunSpec
-
-    try:
-        return simulate_run(RunSpec.from_json(line, where, changes), progress).to_json()
-    except InputError as error:
-        return {"error": " ".join(str(error).split())}
-
-
-@contextmanager
-def _lines(name: str) -> Iterator[Iterable[bytes]]:
-    """The lines of a file or of standard input, each of bounded size: what is beyond the bound is read and dropped."""
-    try:
-        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-            yield _bounded(file)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError | BrokenPipeError) or getattr(error, "filename", name) != name:
-            raise
-        raise InputError(f"--batch {name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _bounded(file: BinaryIO) -> Iterator[bytes]:
-    while line := file.readline(_LINE_LIMIT + 1):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(_LINE_LIMIT)):
-            pass
-        yield line
+        process.say(f"{failed} of {done} runs could not be simulated; their lines say why", 0)
 
 
 def _output(path: Path | None, option: str) -> AbstractContextManager[Path | None]:
-    from cosim.output import whole_file
-
     return nullcontext() if path is None else whole_file(path, option)
-
-
-def _distinct(files: dict[str, str | Path | None]) -> None:
-    """Raises InputError if an output is also an input or another output."""
-    seen: dict[Path, str] = {}
-    for option, file in files.items():
-        if file is None or str(file) in ("-", "/dev/null"):
-            continue
-        path = Path(file).absolute()
-        if path in seen:
-            raise InputError(f"{option} {file}: is the same file as {seen[path]}")
-        seen[path] = option
 
 
 @contextmanager

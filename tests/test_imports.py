@@ -37,6 +37,8 @@ ROOMS = (
         "cosim.measure",
         "cosim.report",
     ),
+    ("cosim.process",),
+    ("cosim.batch",),
     ("cosim.cli",),
     ("cosim",),  # the front door, cosim/__init__.py
 )

@@ -53,6 +53,8 @@ class RunSpec(Section):
         Raises InputError.
         """
         if str(source) == "-":
+            if sys.stdin is None:
+                raise InputError("standard input: is closed; give it a run file, or name one")
             data = load_yaml(decode(sys.stdin.buffer.read(SIZE_LIMIT_BYTES + 1), "standard input"), "standard input")
             return RunSpec.from_mapping(data, "standard input", overrides)
         path = Path(source)
@@ -67,15 +69,22 @@ class RunSpec(Section):
         return RunSpec.from_mapping(load_yaml(text, where), where, overrides)
 
     @staticmethod
-    def from_json(line: bytes, where: str, overrides: Iterable[str] = ()) -> RunSpec:
-        """The run that one JSON object states; raises InputError."""
+    def from_json(line: bytes, where: str, overrides: Iterable[str] = (), directory: Path | None = None) -> RunSpec:
+        """The run that one JSON object states; files and modules that it names are looked for in `directory` first.
+
+        Raises InputError.
+        """
         try:
             data = json.loads(decode(line, where), object_pairs_hook=lambda pairs: _without_twins(pairs, where))
         except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{where}: is not valid JSON: {' '.join(str(error).split())[:200]}") from None
-        return RunSpec.from_mapping(data, where, overrides)
+        if directory is not None:
+            data = _beside(data, directory)
+        spec = RunSpec.from_mapping(data, where, overrides)
+        spec._directory = directory
+        return spec
 
     @staticmethod
     def from_mapping(data: object, where: str = "run file", overrides: Iterable[str] = ()) -> RunSpec:

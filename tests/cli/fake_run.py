@@ -22,8 +22,13 @@ class Answer:
 
 
 def simulate(spec: Any, progress: Any = None) -> Answer:
-    print("simulating", file=sys.stdout, flush=True)
-    time.sleep(SECONDS)
+    if SECONDS:
+        print("simulating", file=sys.stderr, flush=True)
+        time.sleep(SECONDS)
+    if spec.training.dropout == 0.25:
+        raise ZeroDivisionError("nobody foresaw this")
+    if spec.training.dropout == 0.125:
+        print("a user's module says hello")
     if spec.training.dropout == 0.5:
         raise InputError("training.precision: this chip has no such format")
     return Answer(spec)

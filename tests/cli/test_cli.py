@@ -27,6 +27,7 @@ assert _found is not None
 assert _found.loader is not None
 fake_run = module_from_spec(_found)
 _found.loader.exec_module(fake_run)
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
 )
@@ -56,13 +57,12 @@ def cosim(*arguments: str | Path, cwd: Path, text: str = "") -> Finished:
 
 
 def refused(process: Finished, sentence: str) -> None:
-    """Status 2, `sentence` on the one line of standard error, and nothing simulated."""
+    """Status 2, `sentence` on the one line of standard error."""
     assert process.returncode == 2, process.stderr
     assert process.stderr.count("\n") == 1, process.stderr
     assert process.stderr.startswith("cosim: ")
     assert sentence in process.stderr
     assert "Traceback" not in process.stderr
-    assert "simulating" not in process.stdout
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_bad_argument_is_one_sentence(run_file: Path, arguments: list[str], sent
 def test_what_the_simulation_refuses_writes_nothing(run_file: Path) -> None:
     process = cosim("simulate", run_file, "--set", "training.dropout=0.5", "--json", "out.json", cwd=run_file.parent)
     assert process.returncode == 2
-    assert process.stderr == "cosim: training.precision: this chip has no such format\n"
+    assert process.stderr == f"cosim: {run_file}: training.precision: this chip has no such format\n"
     assert [path.name for path in run_file.parent.iterdir()] == ["run.yaml"]
 
 
@@ -170,37 +170,113 @@ def test_bad_lines_of_a_batch_are_answered_in_order_and_the_others_still_run(tmp
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer.get("devices") for answer in answers] == [8, None, None, None, None, 16]
     assert "runs.jsonl, line 2: is not valid JSON" in answers[1]["error"]
-    assert answers[2] == {"error": "training.precision: this chip has no such format"}
+    assert answers[2] == {"error": "runs.jsonl, line 3: training.precision: this chip has no such format"}
     assert "line 4" in answers[3]["error"]
     assert "larger than the 1 MB" in answers[4]["error"]
 
 
-def test_interrupt_is_one_line_and_leaves_nothing(run_file: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "sentence"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "ended by SIGTERM"),
+        (signal.SIGHUP, 129, "ended by SIGHUP"),
+    ],
+)
+def test_a_signal_is_one_line_and_leaves_nothing(run_file: Path, number: int, status: int, sentence: str) -> None:
     command = [sys.executable, str(FAKE), "30", "simulate", "run.yaml", "--json", "out.json", "--html", "out.html"]
-    with subprocess.Popen(
-        command, cwd=run_file.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stdout.readline() == "simulating\n"
+    with subprocess.Popen(command, cwd=run_file.parent, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "simulating\n"
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert errors == "cosim: interrupted\n"
+    assert process.returncode == status
+    assert errors == f"cosim: {sentence}\n"
     assert [path.name for path in run_file.parent.iterdir()] == ["run.yaml"]
 
 
-def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, str(FAKE), "0", "schema"], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
+@pytest.mark.parametrize(
+    ("command", "status", "errors"),
+    [
+        ("schema | true", 141, ""),
+        ("--help | true", 141, ""),
+        ("schema > /dev/full", 2, "cosim: standard output: No space left on device\n"),
+        ("schema >&-", 2, "cosim: standard output is closed; give it a place, for example > /dev/null\n"),
+        ("simulate - <&-", 2, "cosim: standard input: is closed; give it a run file, or name one\n"),
+        ("simulate --batch - <&-", 2, "cosim: --batch -: standard input is closed\n"),
+        (
+            "simulate run.yaml --json /dev/full",
+            2,
+            "cosim: --json /dev/full: cannot be written: No space left on device\n",
+        ),
+        ("simulate --batch run.yaml > /dev/full", 2, "No space left on device\n"),
+        ("simulate run.yaml --json /dev/stdout | grep devices > seen", 0, ""),
+        ("simulate run.yaml --json - | grep devices > seen", 0, ""),
+        ("simulate run.yaml --json /dev/stdout > seen; grep -q devices seen", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_full_or_gone(run_file: Path, command: str, status: int, errors: str) -> None:
+    first, _, rest = command.partition("|")
+    line = f"'{sys.executable}' '{FAKE}' 0 {first}" + (
+        f"|{rest}; exit $((PIPESTATUS[0] + PIPESTATUS[1]))" if rest else ""
+    )
+    ran = subprocess.run(
+        ["bash", "-c", line], cwd=run_file.parent, capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+    )
+    assert ran.returncode == status, ran.stderr
+    assert ran.stderr.endswith(errors)
+    assert ran.stderr.count("\n") == (1 if errors else 0)
+
+
+def test_no_link_lets_an_output_replace_what_is_read_or_written(run_file: Path) -> None:
+    folder, before = run_file.parent, run_file.read_text()
+    (folder / "cache").mkdir()
+    (folder / "link.json").symlink_to("run.yaml")
+    (folder / "hard.json").hardlink_to(run_file)
+    (folder / "one").symlink_to("both")
+    (folder / "two").symlink_to("both")
+    for arguments in (
+        ["run.yaml", "--json", "./cache/../run.yaml"],
+        ["run.yaml", "--json", "link.json"],
+        ["run.yaml", "--json", "hard.json"],
+        ["link.json", "--html", "run.yaml"],
+        ["run.yaml", "--json", "one", "--html", "two"],
+        ["--batch", "link.json", "--json", "run.yaml"],
+        ["run.yaml", "--json", "-", "--html", "-"],
+    ):
+        refused(cosim("simulate", *arguments, cwd=folder), "is the same file as")
+        assert run_file.read_text() == before
+    assert not (folder / "both").exists()
+
+
+def test_an_output_does_not_replace_the_accelerators_file(run_file: Path) -> None:
+    chip = run_file.parent / "chip.yaml"
+    chip.write_text("name: mine")
+    change = ["--set", "system.accelerator=chip.yaml", "--json", "./chip.yaml"]
+    refused(cosim("simulate", run_file, *change, cwd=run_file.parent), "is the same file as system.accelerator")
+    assert chip.read_text() == "name: mine"
+
+
+def test_what_nobody_foresaw_costs_a_batch_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps(RUN | {"training": {"dropout": dropout}}) for dropout in (0.0, 0.25, 0.0)]
+    process = cosim("simulate", "--batch", "-", cwd=tmp_path, text="\n".join(lines))
+    assert process.returncode == 0
+    answers = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [answer.get("devices") for answer in answers] == [8, None, 8]
+    assert "-, line 2: internal error: ZeroDivisionError: nobody foresaw this" in answers[1]["error"]
+    assert "Traceback" not in process.stderr
+    monkeypatch.setenv("COSIM_DEBUG", "1")
+    assert "Traceback" in cosim("simulate", "--batch", "-", cwd=tmp_path, text=lines[1]).stderr
+    alone = cosim("simulate", "-", cwd=tmp_path, text=lines[1])
+    assert alone.returncode == 70
+    assert "internal error: ZeroDivisionError" in alone.stderr
+
+
+def test_what_a_users_module_prints_is_no_result(tmp_path: Path) -> None:
+    process = cosim("simulate", "--batch", "-", cwd=tmp_path, text=json.dumps(RUN | {"training": {"dropout": 0.125}}))
+    assert json.loads(process.stdout) == {"devices": 8}
+    assert process.stderr == "a user's module says hello\n"
 
 
 @pytest.mark.parametrize(
