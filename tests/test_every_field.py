@@ -210,6 +210,7 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "mixed_precision_replicated": ("master_weights", REPLICATED),
     "parameter_gather_format": ("fp32", ()),
     "gradient_reduce_format": ("compute", ()),
+    "loss_scaling": ("none", ("training.precision=fp16",)),
     "gradient_format": ("compute", ()),
     "forward_prefetch": (True, ()),
     "backward_prefetch": ("none", ()),

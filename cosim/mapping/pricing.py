@@ -8,6 +8,7 @@ function counts.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,7 +223,10 @@ def arithmetic(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
     entry = lookup(kind.target)
     sizes = [math.prod(graph.shapes[spec]) for spec in (*kind.inputs, *kind.outputs)]
     elements = max(sizes, default=0)
-    if kind.op_class == "optimizer" or "_foreach_" in kind.target:  # over lists of tensors: all elements of one list
+    if kind.op_class == "optimizer":  # over lists of tensors, the parameters first: written, unlike what comes next
+        parameters = itertools.takewhile(lambda pair: pair[0] == pair[1], enumerate(kind.mutated))
+        elements = sum(sizes[place] for place, _ in parameters)
+    elif "_foreach_" in kind.target:  # all elements of one list
         lists = max(1, len(kind.inputs) // max(1, len(kind.mutated or kind.outputs)))
         elements = sum(sizes[: len(kind.inputs)]) // lists
     return entry.vector_ops * elements, entry.special_ops * elements
