@@ -10,6 +10,7 @@ too).
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,9 @@ def load(target: str, arguments: Mapping[str, object] | None = None, directory: 
                 f"{where} is a {type(build).__name__}; it must be a function or class that returns an nn.Module"
             )
         try:
-            module = build(**dict(arguments or {}))
+            with warnings.catch_warnings():  # torch.nn.TransformerEncoder copies its layers, which fake tensors allow
+                warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+                module = build(**dict(arguments or {}))
         except (Exception, SystemExit) as error:
             raise InputError(f"{where} raised {_one_line(error)}") from error
     if not isinstance(module, nn.Module):

@@ -96,10 +96,11 @@ def bind(graph: OpGraph, options: TraceOptions) -> OpGraph:
 def one_sequence_differs(model: Source, options: TraceOptions) -> bool:
     """Whether a batch of one sequence is traced as such: copies that reorder dimensions vanish where one of them is 1.
 
-    The fused attention of this project's own models makes no such copy; relative positions are never fused.
+    The fused attention of this project's own models makes no such copy; relative positions are never fused, and vit
+    sums the gradient of its positions over the batch.
     """
-    fused = isinstance(model, ModelConfig) and options.attention == "flash" and model.pos_emb != "relative"
-    return options.batch == 1 and not fused
+    same = isinstance(model, ModelConfig) and model.pos_emb != "relative" and model.family != "vit"
+    return options.batch == 1 and not (same and options.attention == "flash")
 
 
 def is_own_decoder(model: Source) -> TypeGuard[ModelConfig]:
@@ -112,13 +113,13 @@ def _attempts(
 ) -> Iterator[tuple[SizeDecoder, SizeDecoder | None]]:
     """Sizes to trace at, and others at which a second trace must be the same; a decoder without a size uses the actual.
 
-    Decoders of this project bind to every size, which its tests show; others may do anything with their sizes and are
+    Models of this project bind to every size, which its tests show; others may do anything with their sizes and are
     traced twice.
     """
     batches: list[int | None] = list(probe_batches(dimensions))
     if one_sequence_differs(model, options):
         batches = [None, None]
-    twice = not is_own_decoder(model)
+    twice = not isinstance(model, ModelConfig)
     for sequence, other in probe_sequences(dimensions, longest):
         yield SizeDecoder(batches[0], sequence), SizeDecoder(batches[1], other) if twice else None
     if batches[0] is not None:
