@@ -8,7 +8,8 @@ Where ranks share the update (ZeRO 1 to 3), elementwise passes are cut by elemen
   that the host reads are reduced where it reads them (see `cosim.mapping.data_parallel`).
 - muon: a matrix is orthogonalised whole by one rank. With ZeRO 1 and 2 ranks own whole matrices, and the reduction
   and gathering of parameters are as ever; with ZeRO 3 momenta and updates cross in one all-to-all each way, in 16 bit
-  (microsoft/dion, Muon on FSDP2).
+  (microsoft/dion, Muon on FSDP2). States are counted as if every rank held the same share of them.
+- a fused optimizer under a loss scale reads on the device whether any rank's gradients overflowed: one all-reduce.
 """
 
 from __future__ import annotations
@@ -71,23 +72,33 @@ def shard_update(graph: OpGraph, optimizer: str, zero: int, degree: int) -> tupl
     """
     if zero == 0 or degree == 1:
         return graph, NO_TRAFFIC
+    overflow = _overflow(graph)
     shapes = [graph.shapes[p.spec] for p in _distinct(graph)]
     if optimizer == "lamb":
         norms = ("all_reduce", 4.0 * len(shapes))
-        return graph, UpdateTraffic(before=(norms, norms))
+        return graph, UpdateTraffic(before=(*overflow, norms, norms))
     if optimizer == "adafactor":
         columns = [4.0 * math.prod(shape[:-2]) * shape[-1] for shape in shapes if len(shape) > 1]
-        return graph, UpdateTraffic(before=tuple(("all_reduce", size) for size in columns))
+        return graph, UpdateTraffic(before=(*overflow, *(("all_reduce", size) for size in columns)))
     whole = whole_ops(graph)
+    traffic = UpdateTraffic(overflow)
     if not whole.any():
-        return graph, NO_TRAFFIC
-    traffic = NO_TRAFFIC
+        return graph, traffic
     if zero == 3:
         names = {graph.modules[module] for module in np.unique(graph.op_module[whole]).tolist()}
         elements = sum(math.prod(graph.shapes[p.spec]) for p in graph.parameters if p.name in names)
         crossing = (("all_to_all", _ORTHOGONALISED_BYTES * elements / degree),)
-        traffic = UpdateTraffic(crossing, crossing)
+        traffic = UpdateTraffic((*overflow, *crossing), crossing)
     return _largest_share(graph, whole, degree), traffic
+
+
+def _overflow(graph: OpGraph) -> tuple[Collective, ...]:
+    """The all-reduce of whether gradients overflowed, where no number goes to the host (which has its own)."""
+    targets = {
+        graph.kinds[kind].target for kind in np.unique(graph.op_kind[graph.op_phase == Phase.OPTIMIZER]).tolist()
+    }
+    tested = "aten._amp_foreach_non_finite_check_and_unscale_" in targets
+    return (("all_reduce", 4.0),) if tested and "aten._local_scalar_dense" not in targets else ()
 
 
 def _distinct(graph: OpGraph) -> list[Parameter]:

@@ -90,6 +90,13 @@ def test_sharded_norms_and_statistics_are_summed_over_ranks() -> None:
     assert sorted(size for _, size in shard_update(traced("adafactor"), "adafactor", 3, 8)[1].before) == columns
 
 
+def test_ranks_agree_on_an_overflow_on_the_device_where_the_optimizer_is_fused() -> None:
+    scaled = {"loss_scaling": True, "parameter_format": "fp16", "master_format": "fp32"}
+    fused, foreach = (traced("adamw", optimizer_implementation=how, **scaled) for how in ("fused", "foreach"))
+    assert shard_update(fused, "adamw", 3, 8)[1].before == (("all_reduce", 4.0),)
+    assert shard_update(foreach, "adamw", 3, 8)[1] == NO_TRAFFIC  # summed where the host reads it
+
+
 def run(optimizer: str, zero: int, precision: str, framework: str = "pytorch") -> Any:
     document = {
         "workload": {"model": MODEL, "seq_len": 128, "global_batch": 16, "micro_batch": 1},
