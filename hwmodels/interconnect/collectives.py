@@ -87,7 +87,8 @@ def memory_bytes(work: Collective, link_bytes: dict[str, float]) -> float:
     """Bytes that the kernel moves in one device's memory: each byte sent is read and one received is written, and a
     sum reads one more.
     """
-    return (3.0 if work.kind in _REDUCING else 2.0) * max(link_bytes.values(), default=0.0)
+    sent = min(max(link_bytes.values(), default=0.0), 2.0 * work.bytes)  # not what a torus only passes on
+    return (3.0 if work.kind in _REDUCING else 2.0) * sent
 
 
 def _rate(link: Link, sent: float, buffer: float) -> float:
