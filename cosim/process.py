@@ -57,6 +57,11 @@ def run(command: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
+    except SystemExit as error:  # rich's answer to a broken pipe
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _drop_output()
+        return BROKEN_PIPE
     except OSError as error:
         return _said(error)
     except Exception as error:  # noqa: BLE001 - no traceback reaches the user

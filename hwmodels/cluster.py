@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hwmodels.accelerator import Accelerator
-from hwmodels.interconnect.collectives import CollectiveCost, memory_bytes, plans
+from hwmodels.interconnect.collectives import CollectiveCost, Plan, memory_bytes, plans
 from hwmodels.interconnect.links import TORUS_DIMENSIONS, Link
 from hwmodels.interconnect.torus import shape
 from hwmodels.units import InputError, parse_quantity
@@ -16,6 +16,11 @@ _OVERRIDES = {
     "intra_node": ("fabric", "bandwidth"),
     "intra_node_latency": ("fabric", "time"),
 }
+
+MOST_CORES = 0.5
+"""Of a chip's cores, what a collective's kernel holds at most: `collective_cores` are thread blocks of a chip of usual
+size, and a library that found fewer cores would start fewer blocks. Assumed; nothing measured has so few.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +143,29 @@ class Cluster:
         if self.pair is not None and work.devices == work.per_node <= self.pair.domain:
             fabric = self.pair
         network = self.tiers.get("network", fabric)  # without one, no group leaves the fabric
-        plan = min(plans(work, fabric, network, self.torus), key=lambda found: found.time_s)
         chip = self.accelerator
+        rate = chip.memory.hbm.rate("stream")
+        ways = [_through_memory(plan, work, rate) for plan in plans(work, fabric, network, self.torus)]
+        plan = min(ways, key=lambda found: found.time_s)
         time = plan.time_s
         local = memory_bytes(work, plan.link_bytes)
         tier = fabric if "fabric" in plan.link_bytes else network
-        rate = chip.memory.hbm.rate("stream")
         return CollectiveCost(
             time_s=time,
             latency_s=plan.latency_s,
             link_bytes=plan.link_bytes,
             bandwidth=plan.bandwidth,
-            core_share=min(1.0, tier.collective_cores / chip.cores) if work.devices > 1 else 0.0,
+            core_share=min(MOST_CORES, tier.collective_cores / chip.cores) if work.devices > 1 else 0.0,
             memory_share=min(1.0, local / time / rate) if time else 0.0,
             energy_j=chip.power.energy_j(0.0, "fp32", {"hbm": local, "link": sum(plan.link_bytes.values())}),
             algorithm=plan.algorithm,
         )
+
+
+def _through_memory(plan: Plan, work: Collective, memory_bytes_per_s: float) -> Plan:
+    """`plan` at the rate at which the device's own memory can feed its links, where that is the slower."""
+    sent = max(plan.link_bytes.values(), default=0.0)
+    if not sent:
+        return plan
+    most = memory_bytes_per_s * sent / memory_bytes(work, plan.link_bytes)
+    return replace(plan, bandwidth={tier: min(rate, most) for tier, rate in plan.bandwidth.items()})

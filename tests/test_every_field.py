@@ -276,7 +276,6 @@ CHIP_NO_EFFECT = {
     r"links\.host\..*": "nothing is offloaded yet",
     r"calibration\.links\.[a-z]+\.p2p_.*": "no point-to-point messages without a pipeline",
     r"calibration\..*\.head_256": "for head_dim 256",
-    r"links\.fabric\.domain": "the run's nvlink_domain says it",
 }
 CHIP_CONTEXT: dict[str, tuple[str, ...]] = {
     r".*tf32.*": ("training.precision=tf32",),

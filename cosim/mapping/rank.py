@@ -75,7 +75,9 @@ class Rank:
         ops = (segment.start, segment.stop)
         label = Label(name, "compute", segment.phase.name.lower(), segment.layer, ops)
         cores = (1.0 - self.held.core_share) * segment.stretch
-        demands = {CORES: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else None
+        demands = {CORES: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else {}
+        if demands and self.held.contends and segment.memory_share:
+            demands[MEMORY] = segment.memory_share
         for part in range(parts):
             last = part == parts - 1
             self.last_compute = self._builder.add(
@@ -174,7 +176,7 @@ class Rank:
             demands=self._demands(cost),
             host=HOST,
             launch_ps=picoseconds(self.stack.host_unit_s + self.stack.launch_s),
-            priority=COMMUNICATION_PRIORITY,
+            priority=0 if self.held.contends else COMMUNICATION_PRIORITY,
             profile=profile,
             micro_step=micro_step,
         )

@@ -21,6 +21,8 @@ from cosim.stacks.stack import Stack
 from cosim.techniques.fusion import compiled_ops
 from cosim.techniques.optimizers import whole_ops
 
+_SERVED_FIRST = 0.5  # of the memory bandwidth: the most that a collective has beside compute that could use it all
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -34,16 +36,26 @@ class Segment:
     launch_ps: int
     span_ps: int
     stretch: float  # how much longer it runs while a communication kernel holds its share of cores and memory bandwidth
+    memory_share: float  # of the memory bandwidth, which it would take alone
     profile: MemoryProfile | None
     host_waits: bool = False  # for a number that its last op made
 
 
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """What a communication kernel holds of the device while it runs."""
+    """What a communication kernel takes of the device while it runs.
+
+    Up to half of the memory bandwidth it is served first, and compute has what is left. One that asks for more
+    `contends`: memory serves both in proportion to what they ask for, so that both are slowed by the same factor.
+    """
 
     core_share: float
     memory_share: float
+
+    @property
+    def contends(self) -> bool:
+        """Whether it asks for so much memory bandwidth that compute slows it in turn."""
+        return self.memory_share > _SERVED_FIRST
 
 
 def boundaries(graph: OpGraph) -> list[tuple[int, int]]:
@@ -94,7 +106,7 @@ def segments(
     op_ps = np.rint(prices.time_s * PICOSECONDS_PER_S).astype(np.int64)
     launch_ps = np.rint(prices.kernels * host_times(graph, stack, compiled) * PICOSECONDS_PER_S).astype(np.int64)
     lifetimes = Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
-    known: dict[bytes, tuple[int, int, int, float]] = {}
+    known: dict[bytes, tuple[int, int, int, float, float]] = {}
     found: list[Segment] = []
     waits = host_reads(graph)
     for start, stop in boundaries(graph):
@@ -103,7 +115,7 @@ def segments(
         if key not in known:
             chosen = prices.kernels[ops] > 0
             merged = merge_kernels(op_ps[ops][chosen], launch_ps[ops][chosen])
-            known[key] = (*merged, _stretch(prices, ops, interference))
+            known[key] = (*merged, _stretch(prices, ops, interference), _memory_share(prices, ops))
         belongs = start + int(np.argmax(prices.kernels[ops] > 0))  # views around it may be of another block
         phase, layer = Phase(int(graph.op_phase[belongs])), int(graph.op_layer[belongs])
         profile = lifetimes.profile(start, stop, op_ps[ops])
@@ -113,15 +125,22 @@ def segments(
 
 def _stretch(prices: Prices, ops: slice, held: Interference) -> float:
     """Time of the ops while cores and bandwidth are held, over their time alone: each waits for the scarcer of the
-    two.
+    two. Bandwidth that is contended for is not held: the engine shares it.
     """
     time = prices.time_s[ops]
     total = float(time.sum())
     if total == 0:
         return 1.0
     cores = prices.core_share[ops] / (1 - held.core_share)
-    memory = prices.memory_share[ops] / (1 - held.memory_share)
+    memory = prices.memory_share[ops] / (1 - (0.0 if held.contends else held.memory_share))
     return float((time * np.maximum(1.0, np.maximum(cores, memory))).sum()) / total
+
+
+def _memory_share(prices: Prices, ops: slice) -> float:
+    """Share of the memory bandwidth that the ops take while they run alone, on average over their time."""
+    time = prices.time_s[ops]
+    total = float(time.sum())
+    return min(1.0, float((time * prices.memory_share[ops]).sum()) / total) if total else 0.0
 
 
 class Lifetimes:

@@ -220,6 +220,7 @@ def _check_division(spec: RunSpec) -> None:
     per_node = spec.system.devices_per_node
     if devices % per_node and devices > per_node:
         raise InputError(f"system.devices: {devices} must be a multiple of system.devices_per_node {per_node}")
+    _check_domain(spec)
     replicas = spec.data_parallel
     together = workload.micro_batch * replicas
     if workload.global_batch % together:
@@ -232,6 +233,19 @@ def _check_division(spec: RunSpec) -> None:
     if workload.seq_len % parallel.context:
         raise InputError(
             f"workload.seq_len: {workload.seq_len} must be a multiple of parallel.context {parallel.context}"
+        )
+
+
+def _check_domain(spec: RunSpec) -> None:
+    """A fast fabric joins a part of every node, or whole nodes; raises InputError."""
+    system = spec.system
+    domain, devices, per_node = system.nvlink_domain, system.devices, system.devices_per_node
+    if domain is None or domain >= devices:
+        return
+    if (per_node % domain and domain % per_node) or devices % domain:
+        raise InputError(
+            f"system.nvlink_domain: {domain} must divide devices_per_node {per_node}, or be a multiple of it "
+            f"that divides devices {devices}"
         )
 
 

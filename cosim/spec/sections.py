@@ -92,6 +92,9 @@ class ModelDimensions(Section):
     experts_per_token: Annotated[int | None, Field(ge=1, description="Experts that each token visits")] = None
     moe_ffn: Annotated[int | None, Field(ge=1, description="Width of one expert's MLP")] = None
     shared_experts: Annotated[int | None, Field(ge=0, description="Experts that every token visits")] = None
+    capacity_factor: Annotated[
+        float | None, Field(ge=1, description="Size of an expert's buffer over a balanced load; default: no buffers")
+    ] = None
     token_types: Annotated[int | None, Field(ge=0, description="Rows of bert's segment embedding; default: 2")] = None
     decoder_layers: Annotated[int | None, Field(ge=1, description="Blocks of t5's decoder; default: layers")] = None
     relative_buckets: Annotated[int | None, Field(ge=1, description="Relative positions of t5; default: 32")] = None
@@ -207,12 +210,9 @@ class SystemSpec(Section):
         ),
     ]
     nvlink_domain: Annotated[
-        Count,
-        Field(
-            default_factory=lambda data: data.get("devices_per_node", 8),
-            description="Devices on one fast fabric; default: devices_per_node",
-        ),
-    ]
+        Count | None,
+        Field(description="Devices on one fast fabric; default: the accelerator's own, at most devices_per_node"),
+    ] = None
     network: Annotated[Network, Field(default_factory=Network, description="Overrides of the cluster's network")]
     anchor: Annotated[str | None, Field(description="A measurement of one run that the answer is scaled to")] = None
 

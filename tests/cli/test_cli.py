@@ -201,6 +201,7 @@ def test_a_signal_is_one_line_and_leaves_nothing(run_file: Path, number: int, st
     [
         ("schema | true", 141, ""),
         ("--help | true", 141, ""),
+        ("simulate run.yaml | true", 141, ""),
         ("schema > /dev/full", 2, "cosim: standard output: No space left on device\n"),
         ("schema >&-", 2, "cosim: standard output is closed; give it a place, for example > /dev/null\n"),
         ("simulate - <&-", 2, "cosim: standard input: is closed; give it a run file, or name one\n"),

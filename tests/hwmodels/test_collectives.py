@@ -125,3 +125,20 @@ def test_a_group_that_cannot_be_is_one_sentence() -> None:
 def test_collective_kernels_hold_what_the_link_says() -> None:
     many = replace(NODES, tiers={**NODES.tiers, "fabric": replace(NODES.tiers["fabric"], collective_cores=54)})
     assert many.collective("all_gather", 1e9, 8, 8).core_share == 0.5
+
+
+@pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter", "all_reduce"])
+@pytest.mark.parametrize("bandwidth", ["300 GB/s", "1 GB/s"])
+def test_a_collective_is_no_faster_than_the_memory_that_feeds_it(kind: str, bandwidth: str) -> None:
+    slow = load({"base": "a100-sxm-80gb", "set": {"memory.hbm.bandwidth": bandwidth}}, "accelerator")
+    cost = Cluster.build(slow, 8, 8).collective(kind, 1e9, 8, 8)
+    touched = (2 if kind == "all_gather" else 3) * 1e9 * volume(kind, 8)
+    assert cost.time_s >= touched / slow.memory.hbm.rate("stream")
+    assert cost.time_s == pytest.approx(cost.latency_s + touched / slow.memory.hbm.rate("stream"), rel=0.01)
+    assert cost.time_s > NODES.collective(kind, 1e9, 8, 8).time_s
+    assert 0.9 < cost.memory_share <= 1
+
+
+def test_a_collective_leaves_a_small_chip_half_of_its_cores() -> None:
+    small = load({"base": "a100-sxm-80gb", "set": {"matrix.cores": 12}}, "accelerator")
+    assert Cluster.build(small, 8, 8).collective("all_gather", 1e9, 8, 8).core_share == 0.5

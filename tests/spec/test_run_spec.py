@@ -37,7 +37,7 @@ def test_example_is_read_with_units_and_defaults() -> None:
     assert dimensions is not None
     assert dimensions.head_dim == 128
     assert spec.workload.task == "pretrain"
-    assert spec.system.nvlink_domain == 8
+    assert spec.system.nvlink_domain is None  # the accelerator's own
 
 
 def test_echo_is_a_run_file_of_the_same_run() -> None:
