@@ -26,6 +26,7 @@ OF_FAMILIES: Mapping[str, tuple[str, ...]] = {
     "experts_per_token": ("moe",),
     "moe_ffn": ("moe",),
     "shared_experts": ("moe",),
+    "capacity_factor": ("moe",),
     "dense_layers": ("moe",),
     "qk_norm": ("llama", "moe"),
     "embedding_norm": ("gpt", "llama"),
@@ -62,6 +63,7 @@ _LARGEST = {
     "channels": 65_536,
     "classes": 100_000_000,
 }
+_RANGES = {"rope_theta": (1.0, 1e12), "norm_eps": (1e-12, 1.0), "capacity_factor": (1.0, 1024.0)}
 _FROM_ZERO = ("dense_layers", "shared_experts", "token_types")
 _BOOLEANS = ("gated_mlp", "biases", "qkv_bias", "tied_embeddings", "embedding_norm", "qk_norm")
 _LATENT = ("q_lora", "kv_lora", "qk_nope", "qk_rope", "v")
@@ -128,8 +130,8 @@ def checked(key: str, value: Any, where: str) -> Any:
         if not isinstance(value, bool):
             raise InputError(f"{where}.{key}: {short(value)} is not allowed; it must be true or false")
         return value
-    if key in ("rope_theta", "norm_eps"):
-        least, highest = (1.0, 1e12) if key == "rope_theta" else (1e-12, 1.0)
+    if key in _RANGES:
+        least, highest = _RANGES[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= highest:
             raise InputError(f"{where}.{key}: {short(value)} is not allowed; it must be from {least:g} to {highest:g}")
         return float(value)
@@ -193,6 +195,12 @@ def check_experts(given: Mapping[str, Any], where: str) -> None:
     if given["experts_per_token"] > given["num_experts"]:
         raise InputError(
             f"{where}.experts_per_token: {given['experts_per_token']} is more than num_experts {given['num_experts']}"
+        )
+    rows = given["experts_per_token"] * given.get("capacity_factor", 1.0)
+    if rows != int(rows):
+        raise InputError(
+            f"{where}.capacity_factor: {given['capacity_factor']:g} times experts_per_token "
+            f"{given['experts_per_token']} is {rows:g}; it must be a whole number"
         )
     if given.get("dense_layers", 0) > given["layers"]:
         raise InputError(f"{where}.dense_layers: {given['dense_layers']} is more than layers {given['layers']}")

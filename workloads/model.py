@@ -45,6 +45,7 @@ class ModelConfig:
     experts_per_token: int = 0
     moe_ffn: int = 0  # width of one expert's MLP
     shared_experts: int = 0  # as one MLP of shared_experts * moe_ffn
+    capacity_factor: float = 0.0  # rows of an expert's buffer over those of a balanced load; 0: no buffers, no drops
     dense_layers: int = 0  # leading layers with an MLP of width ffn instead of experts
     token_types: int = 0  # rows of bert's segment embedding
     masked_positions: int = 0  # per sequence, which bert's head sees; 0: all; from workload.masked_fraction

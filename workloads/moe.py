@@ -1,6 +1,7 @@
 """Mixtures of experts: llama-like blocks whose MLP is routed experts (and shared ones), with latent attention or not.
 
 Routing is assumed to be balanced: every expert gets tokens * experts_per_token / num_experts rows, none is dropped.
+With a capacity factor every expert computes that many times as many, those without a token too.
 What changes the values but not the work is left out: groups of experts, biases that balance the load, auxiliary losses.
 """
 
@@ -85,6 +86,7 @@ class SparseMLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.number, self.chosen = config.num_experts, config.experts_per_token
+        self.padded = int(config.experts_per_token * config.capacity_factor)  # rows per token, 0: as many as it has
         self.router = nn.Linear(config.hidden, config.num_experts, bias=config.biases)
         self.experts = Experts(config)
         shared = config.shared_experts * config.moe_ffn
@@ -96,13 +98,30 @@ class SparseMLP(nn.Module):
         weights, experts = torch.topk(scores, self.chosen, dim=-1)
         weights = weights / weights.sum(-1, keepdim=True)
         rows, token_of_row, counts = route(experts, self.number)
-        permuted = tokens.index_select(0, token_of_row)
-        out = self.experts(permuted, counts, experts.flatten().index_select(0, rows))
+        permuted, expert = tokens.index_select(0, token_of_row), experts.flatten().index_select(0, rows)
+        out = self.in_buffers(permuted, counts, expert) if self.padded else self.experts(permuted, counts, expert)
         out = out * weights.flatten().index_select(0, rows).unsqueeze(-1).to(out.dtype)
         total = torch.zeros_like(tokens, dtype=out.dtype).index_add(0, token_of_row, out)
         if self.shared is not None:
             total = total + self.shared(tokens)
         return total.view(x.shape)
+
+    def in_buffers(self, x: Tensor, counts: Tensor, expert: Tensor) -> Tensor:
+        """The experts on buffers of equal size: rows of x (sorted by expert) beyond an expert's capacity give zeros.
+
+        GShard, arXiv 2006.16668, section 2.2; Megatron-LM's --moe-expert-capacity-factor with padding.
+        """
+        size = x.shape[0] // self.chosen * self.padded
+        capacity = size // self.number
+        with torch.no_grad():
+            rank = torch.arange(len(expert), device=x.device) - (counts.cumsum(0) - counts).index_select(0, expert)
+            kept = (rank < capacity).unsqueeze(-1)
+            slot = torch.clamp(expert * capacity + torch.clamp(rank, max=capacity - 1), max=size - 1)
+            expert_of_slot = torch.arange(size, device=x.device) // max(capacity, 1)
+            full = torch.full_like(counts, capacity)
+        buffers = torch.zeros((size, x.shape[1]), dtype=x.dtype, device=x.device).index_add(0, slot, x * kept)
+        out: Tensor = self.experts(buffers, full, torch.clamp(expert_of_slot, max=self.number - 1))
+        return out.index_select(0, slot) * kept
 
 
 class LatentAttention(nn.Module):

@@ -18,6 +18,7 @@ MODELS = {
     "t5, learned": {"family": "t5", "pos_emb": "learned"},
     "vit": {"family": "vit", "image_size": 32, "patch_size": 8},
     "moe": EXPERTS | {"kv_heads": 2, "shared_experts": 1, "biases": True},
+    "moe, buffers": EXPERTS | {"capacity_factor": 1.5, "biases": True},
     "moe, latent": EXPERTS | {"mla": "q_lora=24;kv_lora=16;qk_nope=8;qk_rope=4;v=6"},
     "llama, qk norm": {"family": "llama", "qk_norm": True, "kv_heads": 2},
 }

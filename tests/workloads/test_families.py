@@ -263,6 +263,30 @@ def test_every_token_gets_the_weighted_sum_of_its_best_experts():
         torch.testing.assert_close(row, weights[0] * each[0] + weights[1] * each[1], rtol=1e-5, atol=1e-5)
 
 
+def test_buffers_that_hold_every_token_change_nothing_and_smaller_ones_drop():
+    roomy, tight = (from_dimensions(TINY | EXPERTS | {"capacity_factor": factor}) for factor in (4.0, 1.0))
+    free, held, dropping = (SparseMLP(c).double() for c in (tiny("moe"), roomy, tight))
+    with torch.no_grad():
+        for parameter in free.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    held.load_state_dict(free.state_dict())
+    dropping.load_state_dict(free.state_dict())
+    x = torch.randn(2, 8, 48, dtype=torch.float64)
+    torch.testing.assert_close(held(x), free(x))
+    assert not torch.allclose(dropping(x), free(x))
+
+
+def test_experts_compute_their_whole_buffers():
+    def flops(factor: float | None) -> int:
+        config = from_dimensions(TINY | EXPERTS | {"capacity_factor": factor})
+        known = {torch.ops.cosim.grouped_mm: grouped_flops, torch.ops.cosim.grouped_mm_weight: grouped_flops}
+        with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=known) as counter:
+            step(build(config)).backward()
+        return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "grouped" in str(op))
+
+    assert flops(None) == flops(1.0) == flops(1.5) / 1.5
+
+
 @pytest.mark.parametrize("name", ["bert", "t5", "vit", "moe, all", "mla"])
 def test_a_tiny_model_learns(name):
     torch.manual_seed(0)

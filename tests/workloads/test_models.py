@@ -206,6 +206,10 @@ BAD = [
         "model.experts_per_token: 5 is more than num_experts",
     ),
     ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "dense_layers": 3}, "model.dense_layers: 3 is more"),
+    (
+        {"family": "moe", "num_experts": 4, "experts_per_token": 1, "capacity_factor": 1.25},
+        "experts_per_token 1 is 1.25",
+    ),
     ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "attn_type": "mla"}, "model.mla: missing"),
     ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "mla": "kv_lora=big"}, "model.mla: 'kv_lora=big' is"),
     ({"family": "moe", "num_experts": 4, "experts_per_token": 1, "mla": "kv_lora=8"}, "model.mla: qk_nope is missing"),
