@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -27,13 +27,22 @@ def simulate_lines(batch: str, changes: Sequence[str], out: TextIO, progress: Pr
     wrong in it; modules and files that a line names are looked for beside the batch file. Raises InputError if the file
     cannot be read.
     """
-    failed = done = 0
     directory = None if batch == "-" else Path(batch).parent
+    return answer_lines(batch, out, lambda line, where: _answer(line, where, directory, changes, progress))
+
+
+def answer_lines(batch: str, out: TextIO, answer: Callable[[bytes, str], dict[str, Any]]) -> tuple[int, int]:
+    """Write `answer(line, its name)` for every line of the file `batch` ("-": standard input) to `out`, as JSON.
+
+    Answers how many lines failed (their answers have `error`), and how many there were. Raises InputError if the file
+    cannot be read.
+    """
+    failed = done = 0
     with _lines(batch) as lines:
         for number, line in enumerate(lines, 1):
-            answer = _answer(line, f"{batch}, line {number}", directory, changes, progress)
-            failed, done = failed + ("error" in answer), number
-            out.write(json.dumps(answer, allow_nan=False) + "\n")
+            found = answer(line, f"{batch}, line {number}")
+            failed, done = failed + ("error" in found), number
+            out.write(json.dumps(found, allow_nan=False) + "\n")
     return failed, done
 
 

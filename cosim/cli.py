@@ -13,6 +13,7 @@ import typer
 
 from cosim import process
 from cosim.batch import located, simulate_lines, simulated
+from cosim.cost_command import cost
 from cosim.output import check_distinct, is_standard_output, whole_file, writing
 from hwmodels.units import InputError
 
@@ -38,6 +39,7 @@ graph = typer.Typer(help="Traced steps as graphs.", no_args_is_help=True)
 app.add_typer(hw, name="hw")
 app.add_typer(graph, name="graph")
 app.add_typer(workload, name="workload")
+app.add_typer(cost, name="cost")
 app.add_typer(validate, name="validate")
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the run file.")]
@@ -201,9 +203,11 @@ def hw_list() -> None:
 
 @hw.command("show")
 def hw_show(name: Annotated[str, typer.Argument(help="A name of `cosim hw list`, or a file.")]) -> None:
-    """An accelerator's file, with the source of every number."""
-    from hwmodels import accelerator
+    """An accelerator's parts, its peaks and machine balance, and its file with the source of every number."""
+    from hwmodels import accelerator, describe
 
+    for line in describe.lines(accelerator.load(name)):
+        print(f"# {line}".rstrip())
     _print_yaml(accelerator.load_raw(name))
 
 

@@ -24,6 +24,7 @@ ROOMS = (
     ("cosim.techniques",),
     ("cosim.parallel",),
     ("cosim.mapping",),
+    ("cosim.cost",),
     ("cosim.engine",),
     ("cosim.memory", "cosim.result", "cosim.played"),
     ("cosim.summary",),
@@ -39,6 +40,7 @@ ROOMS = (
     ),
     ("cosim.process",),
     ("cosim.batch",),
+    ("cosim.cost_command",),
     ("cosim.cli",),
     ("cosim",),  # the front door, cosim/__init__.py
 )

@@ -7,20 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosim.cost import IMPLEMENTATIONS
 from hwmodels.units import InputError
 from hwmodels.vector_unit import ELEMENT_WORK
 from hwmodels.work import Attention, Collective, Gemm, Pass, Phase
-
-# Implementations as the flash_attention charts name them; those left out (standard, pytorch, xformers) are other
-# graphs.
-_ALGORITHMS = {
-    "flash1": "flash-1",
-    "flash2": "flash-2",
-    "flash3": "flash-3",
-    "flash_triton": "flash-triton",
-    "triton": "flash-triton",
-    "cudnn": "cudnn",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +73,8 @@ def _kernel(raw: dict[str, str]) -> Row | None:
         works = (_gemm(raw),)
     elif op.startswith("attention") and source == "flash_attention":
         implementation = re.search(r"impl=(\w+)", raw["note"])
-        algorithm = _ALGORITHMS.get(implementation[1] if implementation else "")
-        if algorithm is None:
+        algorithm = IMPLEMENTATIONS.get(implementation[1] if implementation else "")
+        if algorithm is None:  # standard, pytorch, xformers: other graphs
             return None
         label = algorithm
         phases: tuple[Phase, ...] = ("forward",) if op == "attention_fwd" else ("forward", "backward")
