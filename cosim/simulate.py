@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
 
 from cosim import engine, stacks, trace
 from cosim.graph import OpGraph
 from cosim.mapping import data_parallel as mapping
-from cosim.mapping.pricing import Kernels, attention_algorithm, price
+from cosim.mapping.builder import LONGEST_S, too_long
+from cosim.mapping.pricing import Kernels, Prices, attention_algorithm, price
 from cosim.mapping.rank import interference
 from cosim.mapping.segments import segments
 from cosim.parallel import data_parallel
 from cosim.played import Played
+from cosim.remedies import remedy
 from cosim.result import Result
 from cosim.spec import RunSpec
+from cosim.spec.sections import EveryBlocks
 from cosim.stacks.stack import Stack
-from cosim.summary import summarize
+from cosim.summary import peak_bytes, summarize
 from cosim.techniques import optimizers, precision
 from cosim.techniques.fusion import fuse
 from cosim.techniques.precision import Precision
@@ -24,8 +30,10 @@ from cosim.trace import TraceOptions
 from hwmodels import accelerator as accelerators
 from hwmodels.accelerator import Accelerator
 from hwmodels.cluster import Cluster
+from hwmodels.units import InputError
 
 Progress = Callable[[str, float | None], None]
+_SECTIONS = ("workload", "system", "parallel", "training")
 CLOCK_ROUNDS = 3
 MICRO_STEPS_PLAYED = 4  # more are repetitions of the one before the last
 
@@ -37,6 +45,17 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     model or the accelerator shows that the run cannot be; a run that does not fit in memory is not an error, its
     result says so.
     """
+    played = _played(spec, progress)
+
+    def peak_of(other: RunSpec) -> float:
+        return peak_bytes(_played(other, None))
+
+    capacity = played.accelerator.memory.hbm.capacity_bytes
+    return summarize(played, lambda peak: remedy(spec, peak, capacity, peak_of))
+
+
+def _played(spec: RunSpec, progress: Progress | None) -> Played:
+    """The step of `spec`, traced, priced, mapped and played."""
     accelerator, cluster = _machine(spec)
     stack, formats, attention = _software(spec, accelerator)
     graph = step_graph(spec, formats, stack, attention, progress)
@@ -61,7 +80,7 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
         optimizer_shards=plan.optimizer_shards,
         stack=stack,
     )
-    return summarize(_play(spec, graph, plan, kernels, formats, accelerator, cluster))
+    return _play(spec, graph, plan, kernels, formats, accelerator, cluster)
 
 
 def trace_step(spec: RunSpec, progress: Progress | None = None) -> OpGraph:
@@ -81,8 +100,10 @@ def _software(spec: RunSpec, accelerator: Accelerator) -> tuple[Stack, Precision
         spec.training.gradient_format,
         spec.training.reduce_format,
     )
-    accelerator.peak_flops(formats.compute)
-    attention = attention_algorithm(spec.training.attention, stack, accelerator, formats.compute)
+    with about("training.precision"):
+        accelerator.peak_flops(formats.compute)
+    with about("training.attention"):
+        attention = attention_algorithm(spec.training.attention, stack, accelerator, formats.compute)
     return stack, formats, attention
 
 
@@ -100,9 +121,12 @@ def _play(
     held = interference(plan, cluster)
     chip = accelerator
     for rounds in range(1, CLOCK_ROUNDS + 1):
-        prices = price(graph, chip, kernels)
+        with about("system.accelerator"):
+            prices = price(graph, chip, kernels)
+            _check_length(graph, prices, micro_steps)
         parts = segments(graph, prices, kernels.stack, held, kernels.optimizer_shards, bool(spec.training.compile))
-        program = mapping.build_program(plan, parts, cluster, kernels.stack, micro_steps)
+        with about("system.network"):
+            program = mapping.build_program(plan, parts, cluster, kernels.stack, micro_steps)
         timeline = engine.play(program)
         played = Played(
             spec, graph, plan, prices, program, timeline, chip, cluster, kernels.stack, formats, micro_steps, rounds
@@ -148,8 +172,41 @@ def step_graph(
         batch=workload.micro_batch,
         sequence=workload.seq_len,
     )
-    graph = trace.cached_trace(spec.model(), options, progress)
+    with about("workload"):
+        graph = trace.cached_trace(spec.model(), options, progress)
     policy = training.recompute
+    _check_blocks(graph, policy)
     graph = recompute(graph, policy if isinstance(policy, str) else policy.every)
     # The compiler sees what is recomputed: forward does not write what backward makes again.
     return fuse(graph, stack.compile_scope, stack.compile_loss) if training.compile else graph
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """An InputError raised inside names `key` of the run file, unless it names one itself."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error)
+        if said.startswith("model"):  # a loader of models, which does not know where in a file its model was
+            error.args = (f"workload.{said}",)
+        elif not said.startswith(_SECTIONS):
+            error.args = (f"{key}: {said}",)
+        raise
+
+
+def _check_length(graph: OpGraph, prices: Prices, micro_steps: int) -> None:
+    """Raises InputError if the kernels take longer than an engine can count, naming the one that takes most."""
+    total = float(prices.time_s.sum()) * micro_steps
+    if total <= LONGEST_S:
+        return
+    longest = int(np.argmax(np.nan_to_num(prices.time_s, nan=np.inf)))
+    target, limit = graph.kinds[graph.op_kind[longest]].target, prices.limited_by[prices.limit[longest]]
+    raise too_long(f"{target} and the other kernels, limited by {limit} of the chip at this workload's sizes", total)
+
+
+def _check_blocks(graph: OpGraph, policy: str | EveryBlocks) -> None:
+    """Raises InputError if fewer blocks than `every` asks for are there."""
+    most = max((len(block.layers) for block in graph.blocks), default=0)
+    if not isinstance(policy, str) and most and policy.every > most:
+        raise InputError(f"training.recompute.every: {policy.every} is more than the {most} blocks of the model")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from hwmodels.accelerator import Accelerator
 from hwmodels.units import format_quantity
 
 Floats = NDArray[np.float64]
+Remedy = Callable[[float], str]
 _LIMITS = {
     "compute": "matrix units",
     "memory": "memory bandwidth",
@@ -31,8 +32,8 @@ _LIMITS = {
 _ATTENTION_BACKWARD_SHARE = 2.0 / 2.5
 
 
-def summarize(played: Played) -> Result:
-    """The result of a played step."""
+def summarize(played: Played, remedy: Remedy | None = None) -> Result:
+    """The result of a played step; `remedy` says what would make it fit, given the bytes that it needs."""
     spec, accelerator = played.spec, played.accelerator
     devices, step_s = spec.system.devices, played.step_time_s
     curve, resident = _memory(played)
@@ -57,7 +58,7 @@ def summarize(played: Played) -> Result:
         hfu=hardware_flops / (peak_flops * step_s) if step_s else 0.0,
         model_flops=model_flops,
         feasible=peak_total <= capacity,
-        infeasible_reason=None if peak_total <= capacity else _infeasible(played, peak, capacity),
+        infeasible_reason=None if peak_total <= capacity else _infeasible(peak, capacity, remedy),
         peak_memory_bytes=peak_total,
         worst_rank=0,
         memory_bytes=peak,
@@ -73,7 +74,7 @@ def summarize(played: Played) -> Result:
         extrapolated=_extrapolated(played),
         assumed=tuple(f"{played.stack.name}: {key}" for key in played.stack.assumed),
         unknown_ops=_unknown(played),
-        warnings=(),
+        warnings=_warnings(played),
         spec=spec.echo(),
         detail=_detail(played, curve, capacity),
     )
@@ -84,7 +85,11 @@ def _flops(played: Played) -> tuple[float, float]:
     graph = played.graph
     classes = np.array([kind.op_class for kind in graph.kinds])[graph.op_kind]
     share = np.select(
-        [classes == "attention_backward", _half_masked(graph), np.isin(classes, ["matmul", "attention", "convolution"])],
+        [
+            classes == "attention_backward",
+            _half_masked(graph),
+            np.isin(classes, ["matmul", "attention", "convolution"]),
+        ],
         [_ATTENTION_BACKWARD_SHARE, 0.5, 1.0],
         0.0,
     )
@@ -175,30 +180,28 @@ def _resident(played: Played) -> dict[Category, float]:
     return resident
 
 
-def _infeasible(played: Played, peak: Mapping[str, float], capacity: float) -> str:
-    over = sum(peak.values()) - capacity
-    need = f"needs {format_quantity(sum(peak.values()), 'data')} of {format_quantity(capacity, 'data')}"
-    return f"{need}, {format_quantity(over, 'data')} too much; {_remedy(played, peak)}"
-
-
-def _remedy(played: Played, peak: Mapping[str, float]) -> str:
-    """What would make it fit, by what takes the most memory."""
-    spec, plan = played.spec, played.plan
+def _infeasible(peak: Mapping[str, float], capacity: float, remedy: Remedy | None) -> str:
+    total = sum(peak.values())
+    need = f"needs {format_quantity(total, 'data')} of {format_quantity(capacity, 'data')}"
     state = peak.get("weights", 0.0) + peak.get("gradients", 0.0) + peak.get("optimizer", 0.0)
     passing = peak.get("activations", 0.0) + peak.get("temporary", 0.0)
-    remedies: list[str] = []
-    if passing >= state or plan.zero == 3:
-        if spec.training.recompute != "full":
-            remedies.append("recompute: full")
-        if spec.workload.micro_batch > 1:
-            remedies.append("a smaller micro_batch")
-        remedies.append("a shorter seq_len")
-    if state > passing or not remedies:
-        if plan.zero < 3 and plan.degree > 1:
-            remedies.append("zero: 3")
-        remedies.append("more devices to shard over (zero: 3)")
     largest = "activations and temporaries" if passing >= state else "weights, gradients and optimizer states"
-    return f"most of it is {largest}; try {' or '.join(remedies)}"
+    said = f"{need}, {format_quantity(total - capacity, 'data')} too much; most of it is {largest}"
+    return said if remedy is None else f"{said}; {remedy(total)}"
+
+
+def peak_bytes(played: Played) -> float:
+    """Most bytes that one device holds during the step."""
+    return float(sum(_memory(played)[1].values()))
+
+
+def _warnings(played: Played) -> tuple[str, ...]:
+    training, graph = played.spec.training, played.graph
+    if training.recompute == "none" or (graph.op_phase == Phase.RECOMPUTE).any():
+        return ()
+    why = "the attention kernel keeps no scores" if training.recompute == "selective" else "the model has no blocks"
+    name = training.recompute if isinstance(training.recompute, str) else "every"
+    return (f"training.recompute: {name} recomputes nothing: {why}",)
 
 
 def _run(spec: RunSpec, step_s: float, energy: float, cost: float | None) -> dict[str, float] | None:
@@ -219,9 +222,16 @@ def _calibration(accelerator: Accelerator) -> dict[str, Any]:
 
 def _extrapolated(played: Played) -> tuple[str, ...]:
     accelerator = played.accelerator
-    if accelerator.calibration_status == "calibrated":
-        return ()
-    return (f"{accelerator.name}: no calibration, its family's defaults are used",)
+    found = []
+    if accelerator.calibration_status != "calibrated":
+        found.append(f"{accelerator.name}: no calibration, its family's defaults are used")
+    power = accelerator.power
+    if not power.energy_per_flop_j and not power.energy_per_byte_j:
+        found.append(f"{accelerator.name}: no energies: energy is that of an idle chip, and its clock is never limited")
+    elif not power.energy_per_flop_j or not power.energy_per_byte_j:
+        lacks = "per FLOP" if not power.energy_per_flop_j else "per byte"
+        found.append(f"{accelerator.name}: no energies {lacks}: energy is too low")
+    return tuple(found)
 
 
 def _unknown(played: Played) -> tuple[Mapping[str, Any], ...]:

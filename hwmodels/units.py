@@ -49,6 +49,23 @@ _EXAMPLES = {
     "area": "814 mm2",
 }
 
+# What is no machine's: smallest and largest value of a dimension in SI units, where it is not 0. Wide enough for chips
+# that will never be, narrow enough that products of a few of them are finite numbers.
+_RANGE = {
+    "time": (1e-18, 1e12),
+    "frequency": (1e-3, 1e18),
+    "data": (0.125, 1e24),
+    "bandwidth": (1e-9, 1e24),
+    "power": (1e-12, 1e12),
+    "energy": (1e-24, 1e15),
+    "compute": (1e-3, 1e30),
+    "money": (1e-12, 1e18),
+    "money_rate": (1e-15, 1e15),
+    "money_per_energy": (1e-24, 1e15),
+    "length": (1e-15, 1e9),
+    "area": (1e-12, 1e15),
+}
+
 
 def parse_quantity(value: object, dimension: str, where: str) -> float:
     """The SI number (bytes, bytes/s, seconds, hertz, watts, FLOP/s, ...) that `value` states.
@@ -56,7 +73,8 @@ def parse_quantity(value: object, dimension: str, where: str) -> float:
     `value` is text with a unit; a bare number is refused, except 0, because nobody can tell its unit. `where` names the
     file and key in the error.
 
-    Raises InputError: no number, no unit or one of another dimension, nan, infinite, or negative.
+    Raises InputError: no number, no unit or one of another dimension, nan, infinite, negative, or beyond what any
+    machine has.
     """
     example = _EXAMPLES[dimension]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -74,6 +92,10 @@ def parse_quantity(value: object, dimension: str, where: str) -> float:
     factor = _factor(unit.replace(" ", ""), dimension)
     if factor is None:
         raise InputError(f"{where}: {unit!r} in {value!r} is not a unit of {dimension}; write it like '{example}'")
+    low, high = _RANGE[dimension]
+    if number and not low <= number * factor <= high:
+        unit = _UNITS[dimension][0]
+        raise InputError(f"{where}: {value!r} is out of range; allowed are 0 and {low:g} to {high:g} {unit}")
     return number * factor
 
 

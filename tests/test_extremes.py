@@ -1,12 +1,15 @@
 """Chips and runs at the edges of what a run file may say: an answer that makes sense, or one sentence."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cosim.result import Result
 from cosim.simulate import simulate
 from cosim.spec import RunSpec
+from hwmodels.accelerator import load_raw
 from hwmodels.units import InputError
 
 RUN: dict[str, Any] = {
@@ -70,3 +73,44 @@ def test_a_fast_fabric_joins_a_part_of_each_node_or_whole_nodes(domain: int, goo
     else:
         with pytest.raises(InputError, match=f"run.yaml: system.nvlink_domain: {domain} must divide"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("system.network.intra_node_latency=10000000000 s", "system.network: .* one all-gather over 8 devices: 7e"),
+        ("system.network.intra_node=1e-9 B/s", "system.network: .* one all-gather over 8 devices"),
+        (chip(clock="1e300 GHz"), "clock: '1e300 GHz' is out of range; allowed are 0 and 0.001 to 1e.18 Hz"),
+        (chip(memory__hbm__bandwidth="1 B/s"), "system.accelerator: the step is too long .* limited by memory"),
+        ("training.recompute={every: 7}", "training.recompute.every: 7 is more than the 2 blocks of the model"),
+        ("system.accelerator=v100-sxm2-16gb", "training.precision: v100-sxm2-16gb does not compute in bf16"),
+        ("workload.model={python: 'nowhere:build'}", "workload.model.python: 'nowhere:build': no module 'nowhere'"),
+        ("workload.model={huggingface: NoSuchModel}", "workload.model.huggingface: 'NoSuchModel' is not a model class"),
+    ],
+)
+def test_what_cannot_be_simulated_names_its_key(change: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=f"^(run.yaml: )?.*{sentence}"):
+        played(change)
+
+
+def test_a_batch_beyond_counting_is_one_sentence() -> None:
+    sizes = ("workload.micro_batch=1000000", "workload.seq_len=1000000", "workload.global_batch=8000000")
+    with pytest.raises(InputError, match=r"too long to simulate: .*attention.* at this workload's sizes: 9"):
+        played(*sizes)
+
+
+def test_selective_recomputation_beside_a_fused_kernel_says_that_it_does_nothing() -> None:
+    (warning,) = played("training.recompute=selective").warnings
+    assert warning == "training.recompute: selective recomputes nothing: the attention kernel keeps no scores"
+    assert played("training.recompute=selective", "training.attention=unfused").warnings == ()
+    assert played("training.recompute=full").warnings == ()
+
+
+def test_a_chip_without_energies_says_so(tmp_path: Path) -> None:
+    data = load_raw("h100-sxm-80gb")
+    for key in ("energy_per_flop", "energy_per_byte"):
+        del data["power"][key]
+    (tmp_path / "chip.yaml").write_text(yaml.safe_dump(data))
+    result = played(f"system.accelerator={tmp_path / 'chip.yaml'}")
+    assert any("no energies: energy is that of an idle chip" in said for said in result.extrapolated)
+    assert not any("no energies" in said for said in played().extrapolated)

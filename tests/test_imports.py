@@ -27,7 +27,7 @@ ROOMS = (
     ("cosim.cost",),
     ("cosim.engine",),
     ("cosim.memory", "cosim.result", "cosim.played"),
-    ("cosim.summary",),
+    ("cosim.summary", "cosim.remedies"),
     ("cosim.simulate",),
     (
         "cosim.explore",

@@ -9,11 +9,25 @@ import numpy as np
 
 from cosim.engine.program import PICOSECONDS_PER_S, Demands, Label, MemoryProfile, Program, Resource, Stream
 from cosim.graph import Csr
+from hwmodels.units import InputError
+
+LONGEST_S = 1e6
+"""Of a step as it is played: eleven days, and a quarter of what an engine's picoseconds can count."""
 
 
-def picoseconds(time_s: float) -> int:
-    """Seconds as a whole number of picoseconds."""
+def picoseconds(time_s: float, what: str = "a task") -> int:
+    """Seconds as a whole number of picoseconds; raises InputError that names `what` if no engine can count them."""
+    if not time_s <= LONGEST_S:
+        raise too_long(what, time_s)
     return round(time_s * PICOSECONDS_PER_S)
+
+
+def too_long(what: str, time_s: float) -> InputError:
+    """The error of a step that no engine can count."""
+    return InputError(
+        f"the step is too long to simulate: {what}: {time_s:.3g} s, and a step may take {LONGEST_S:g} s; "
+        "one of the numbers behind it is extreme"
+    )
 
 
 @dataclass(slots=True)
@@ -77,7 +91,9 @@ class ProgramBuilder:
         return self._profile_number[id(profile)]
 
     def build(self) -> Program:
-        """The program of all tasks added so far."""
+        """The program of all tasks added so far; raises InputError if they take longer than an engine can count."""
+        total_s = sum(row[1] for row in self._rows) / PICOSECONDS_PER_S
+        picoseconds(total_s, "all kernels and collectives together")
         columns = np.array(self._rows, dtype=np.int64).reshape(len(self._rows), 10)
         small = columns.astype(np.int32)
         flat = [pair for pairs in self._demands for pair in pairs]

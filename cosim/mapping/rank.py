@@ -168,9 +168,10 @@ class Rank:
         """A collective over the data-parallel group, on the gathering or the reducing stream."""
         cost = self.cluster.collective(kind, size_bytes, self.plan.degree, self.plan.per_node)
         where = f"block {layer}" if layer >= 0 else "outside blocks"
+        what = f"one {kind.replace('_', '-')} over {self.plan.degree} devices"
         return self._builder.add(
             GATHER if kind == "all_gather" else self.reduce_stream,
-            picoseconds(cost.time_s),
+            picoseconds(cost.time_s, what),
             Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer),
             depends=depends,
             demands=self._demands(cost),
