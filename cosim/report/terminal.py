@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +20,10 @@ _PARTS_SHOWN = 8
 _NOTES_SHOWN = 3
 _WIDEST = 110
 _NAME_WIDTH = 26
+_AMOUNT_WIDTH, _SHARE_WIDTH, _GAP, _INDENT = 11, 8, 2, 2
+_LEAST_BAR = 4
+_HEADLINE_NAME_WIDTH = 11
+_UNIT = re.compile(r"(?<=\d) (?=[^\W\d]|%)")  # between a number and its unit, where no line may end
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -84,13 +90,21 @@ class _Printer:
             step.append(f"  anchored, factor {result.anchor_factor:.3f}", style="not bold dim")
         per_device = words.rate(result.tokens_per_s_per_device)
         table.add_row("Step time", step)
-        table.add_row("Tokens/s", self.text(f"{words.rate(result.tokens_per_s)}, per device {per_device}"))
-        table.add_row("Utilisation", self.text(f"MFU {words.percent(result.mfu)}, HFU {words.percent(result.hfu)}"))
+        beside = _HEADLINE_NAME_WIDTH
+        tokens = f"{words.rate(result.tokens_per_s)}, per device {per_device}"
+        table.add_row("Tokens/s", self.wrapped(tokens, beside))
+        utilisation = f"MFU {words.percent(result.mfu)}, HFU {words.percent(result.hfu)}"
+        table.add_row("Utilisation", self.wrapped(utilisation, beside))
         style = "bold green" if result.feasible else "bold red"
-        table.add_row("Memory", self.text(words.verdict(result), style))
+        table.add_row("Memory", self.wrapped(words.verdict(result), _HEADLINE_NAME_WIDTH, style))
         used = result.peak_memory_bytes / result.memory_capacity_bytes if result.memory_capacity_bytes > 0 else 1.0
         table.add_row(
-            "", Text.assemble("[", self._gauge(used, 30, style), f"] {words.percent(used)} of the device's memory")
+            "",
+            Text.assemble(
+                "[",
+                self._gauge(used, min(30, self.width - _INDENT - _HEADLINE_NAME_WIDTH - _GAP - 2), style),
+                f"] {words.percent(used)} of the device's memory",
+            ),
         )
         table.add_row("Limited by", self.text(result.limited_by, "bold"))
         self.print(table)
@@ -101,16 +115,34 @@ class _Printer:
         return Text(full * filled, style=style) + Text(empty * (width - filled), style="dim")
 
     def _parts_table(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(width=_NAME_WIDTH, no_wrap=True, overflow="crop" if self.ascii else "ellipsis")
-        table.add_column(width=11, justify="right", no_wrap=True)
-        table.add_column(width=8, justify="right", no_wrap=True)
-        table.add_column(no_wrap=True)
+        table = Table.grid(padding=(0, _GAP))
+        table.add_column(width=self._name_width, no_wrap=True, overflow="crop" if self.ascii else "ellipsis")
+        table.add_column(min_width=_AMOUNT_WIDTH, justify="right", no_wrap=True)
+        table.add_column(min_width=_SHARE_WIDTH, justify="right", no_wrap=True)
+        if self._bar_width:
+            table.add_column(no_wrap=True)
         return table
 
     @property
+    def _name_width(self) -> int:
+        """Names give way to numbers where a terminal is narrow."""
+        return max(4, min(_NAME_WIDTH, self.width - _INDENT - _AMOUNT_WIDTH - _SHARE_WIDTH - 2 * _GAP))
+
+    @property
     def _bar_width(self) -> int:
-        return max(4, min(40, self.width - 2 - _NAME_WIDTH - 11 - 8 - 6))
+        """0 where a terminal has no room for bars."""
+        room = self.width - _INDENT - _NAME_WIDTH - _AMOUNT_WIDTH - _SHARE_WIDTH - 3 * _GAP
+        return min(40, room) if room >= _LEAST_BAR else 0
+
+    def wrapped(self, content: str, beside: int, style: str = "") -> Text:
+        """Lines beside a column of that width, none of which ends between a number and its unit."""
+        room = max(8, self.width - _INDENT - beside - _GAP)
+        lines = textwrap.wrap(_UNIT.sub("\0", self.text(content).plain), room, break_on_hyphens=False)
+        return Text("\n".join(lines).replace("\0", " "), style=style)
+
+    def _row(self, table: Table, *cells: Text | str, share: float, style: str) -> None:
+        bar = (self.bar(share, self._bar_width, style),) if self._bar_width else ()
+        table.add_row(*cells, *bar)
 
     def _time(self) -> None:
         self.heading("Where the time of a step goes")
@@ -120,7 +152,7 @@ class _Printer:
             title = words.name_of(group)
             values = (self.text(words.seconds(amount)), words.percent(share))
             color = _GROUP_STYLE.get(group, "white")
-            table.add_row(self.text(title), *values, self.bar(share, self._bar_width, color))
+            self._row(table, self.text(title), *values, share=share, style=color)
             if len(inner) > 1 or inner[0].name != title:
                 for part in _largest(inner):
                     row = (
@@ -128,9 +160,9 @@ class _Printer:
                         self.text(words.seconds(part.amount)),
                         words.percent(part.share),
                     )
-                    table.add_row(*row, self.bar(part.share, self._bar_width, f"dim {color}"))
+                    self._row(table, *row, share=part.share, style=f"dim {color}")
         total = self.text(words.seconds(sum(p.amount for p in parts)))
-        table.add_row(self.text("step", "bold"), total, words.percent(1.0), "")
+        table.add_row(self.text("step", "bold"), total, words.percent(1.0))
         self.print(table)
 
     def _memory(self) -> None:
@@ -139,22 +171,23 @@ class _Printer:
         table = self._parts_table()
         for part in memory_parts(self.result):
             row = (self.text(part.name), words.memory(part.amount), words.percent(part.share))
-            table.add_row(*row, self.bar(part.share, self._bar_width, "cyan"))
-        table.add_row(self.text("peak", "bold"), words.memory(self.result.peak_memory_bytes), words.percent(1.0), "")
+            self._row(table, *row, share=part.share, style="cyan")
+        table.add_row(self.text("peak", "bold"), words.memory(self.result.peak_memory_bytes), words.percent(1.0))
         self.print(table)
 
     def _energy(self) -> None:
         result = self.result
         self.heading("Energy and cost of all devices")
         table = Table.grid(padding=(0, 2))
-        table.add_column(width=_NAME_WIDTH, no_wrap=True)
+        name_width = min(_NAME_WIDTH, self.width // 3)
+        table.add_column(width=name_width)
         table.add_column(no_wrap=False)
         cost = words.money(result.cost_usd)
-        table.add_row("per step", self.text(f"{words.energy(result.energy_j)}, {cost}"))
+        table.add_row("per step", self.wrapped(f"{words.energy(result.energy_j)}, {cost}", name_width))
         if result.run is not None:
             tokens = words.looked_up(result.spec, "workload.tokens")
             title = f"run of {words.count(tokens)} tokens" if tokens else "whole run"
-            table.add_row(self.text(title), self.text(run_words(result.run)))
+            table.add_row(self.text(title), self.wrapped(run_words(result.run), name_width))
         self.print(table)
 
     def _notes(self) -> None:

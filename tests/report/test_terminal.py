@@ -30,6 +30,15 @@ def test_no_line_is_wider_than_the_terminal_and_no_row_of_numbers_breaks(result:
     assert matmul.split()[1:5] == ["5.051", "s", "56.8", "%"]
 
 
+@pytest.mark.parametrize("width", [40, 45, 50, 60])
+def test_on_a_narrow_terminal_names_and_bars_give_way_and_numbers_keep_their_units(result: Result, width: int) -> None:
+    text = _printed(result, width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    for said in ("5.051 s", "56.8 %", "57.31 GiB", "79.6 GiB", "8.895 s", "100.0 %"):
+        assert said in text
+    assert not [line for line in text.splitlines() if line.strip().startswith(("GiB", "ms ", "kWh", "cents"))]
+
+
 def test_it_says_how_fast_whether_it_fits_and_what_limits_it(result: Result) -> None:
     text = _printed(result, 80)
     for said in (
