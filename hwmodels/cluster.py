@@ -93,7 +93,8 @@ class Cluster:
                 tiers[tier] = replace(tiers[tier], bandwidth_bytes_per_s=float(number))
         sizes: tuple[int, ...] = ()
         if fabric.topology in TORUS_DIMENSIONS:
-            domain = min(devices, fabric.domain or devices)
+            most = min(devices, fabric.domain or devices)
+            domain = next(size for size in range(most, 0, -1) if devices % size == 0)  # tori of equal size
             sizes = shape(domain, TORUS_DIMENSIONS[fabric.topology])
         else:
             domain = min(nvlink_domain or min(devices_per_node, limit), devices)

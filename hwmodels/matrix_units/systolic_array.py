@@ -55,7 +55,8 @@ class SystolicArray:
     through each memory level?
 
     `formats`: multiply-accumulates per cell and cycle; more than 1 multiplies that many elements of k at once, less
-    than 1 takes 1/rate cycles per step. `fixed_time_s`: fixed time of one kernel on the device.
+    than 1 takes 1/rate cycles per step. `fixed_time_s`: fixed time of one kernel on the device; `efficiency`: share of
+    the cycles in which the arrays are fed (1: nothing is known to be lost).
     """
 
     rows: int
@@ -66,13 +67,14 @@ class SystolicArray:
     formats: dict[str, float]
     double_buffering: bool = True
     fixed_time_s: float = 1e-6
+    efficiency: float = 1.0
 
     unit = "systolic-array"
     shared_level = "sram"
 
     @classmethod
     def read(cls, section: Section, clock_hz: float, calibration: Section) -> "SystolicArray":
-        """From `matrix` of an accelerator file and its `calibration.gemm` (fixed_time)."""
+        """From `matrix` of an accelerator file and its `calibration.gemm` (efficiency, fixed_time)."""
         part = cls(
             rows=section.integer("rows", high=65536),
             columns=section.integer("columns", high=65536),
@@ -82,6 +84,7 @@ class SystolicArray:
             formats=section.table("formats", tuple(FORMATS), required=True),
             double_buffering=section.flag("double_buffering", True),
             fixed_time_s=calibration.quantity("fixed_time", "time", 1e-6, zero=True),
+            efficiency=calibration.number("efficiency", 1.0, high=1.0),
         )
         section.close()
         calibration.close()
@@ -161,7 +164,7 @@ class SystolicArray:
         if rate == 0.0 and simd_flops == 0.0:
             raise InputError(f"this matrix unit has no {work.format}; it has {', '.join(self.formats)}")
         cycles = self.cycles(work.m, work.n, work.k, work.batch, rate) if rate else None
-        compute = flops / simd_flops if cycles is None else cycles / self.clock_hz
+        compute = flops / simd_flops if cycles is None else cycles / (self.clock_hz * self.efficiency)
         hbm_bytes = self.hbm_bytes(work, sram.capacity_bytes)
         sram_bytes = self.sram_bytes(work)
         memory = hbm_bytes / hbm.rate("gemm")

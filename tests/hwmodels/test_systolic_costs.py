@@ -117,6 +117,15 @@ def test_with_double_buffering_large_products_reach_the_peak_and_small_ones_wait
     assert thin.time_s > 2 * 8192 * 8192 / 2765e9
 
 
+def test_what_a_calibration_says_is_lost_slows_products_but_takes_no_cycles() -> None:
+    half = load({"base": "tpu-v5p", "set": {"calibration.gemm.efficiency": 0.5}})
+    late = load({"base": "tpu-v5p", "set": {"calibration.gemm.fixed_time": "1 ms"}})
+    work = Gemm(8192, 8192, 8192)
+    assert half.cost(work).cycles == late.cost(work).cycles == V5P.cost(work).cycles
+    assert half.cost(work).time_s == pytest.approx(2 * V5P.cost(work).time_s, rel=0.01)
+    assert late.cost(work).time_s == pytest.approx(V5P.cost(work).time_s + 1e-3, rel=1e-3)
+
+
 def test_a_head_of_64_uses_half_of_the_rows_of_a_128_array() -> None:
     def rate(dim: int) -> float:
         cost = V5P.cost(Attention("flash-2", "forward", 1, 32, 32, 8192, 8192, dim, False))
@@ -209,7 +218,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"matrix.double_buffering": "yes"}, r"double_buffering: 'yes' must be true or false"),
     ({"memory.sram.multicast": 2}, r"memory\.sram\.multicast is not a known key"),
     ({"links.host.links": 4}, r"links\.host\.links is not a known key"),
-    ({"calibration.gemm.efficiency": 0.8}, r"calibration\.gemm\.efficiency is not a known key"),
+    ({"calibration.gemm.tile_loss": 0.1}, r"calibration\.gemm\.tile_loss is not a known key"),
+    ({"calibration.gemm.efficiency": 1.1}, r"calibration\.gemm\.efficiency: 1\.1 must be between 0 and 1"),
 ]
 
 

@@ -138,6 +138,7 @@ def test_a_torus_crosses_nodes_and_ends_at_its_largest_slice() -> None:
     assert (two.domain, two.torus) == (4096, (16, 16, 16))
     crossing = two.collective("all_reduce", 64e9, 8192, 4096)
     assert crossing.link_bytes["network"] == pytest.approx(2 * 64e9 / 4096 / 2)
+    assert Cluster.build(load("tpu-v5p"), 8192, 4).torus == (16, 16, 16)  # not 6144 and the rest
     assert crossing.time_s >= two.collective("all_reduce", 64e9, 4096, 4096).time_s
 
 

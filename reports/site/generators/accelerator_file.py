@@ -101,11 +101,11 @@ def _noting(keys: dict[str, Key]) -> Iterator[None]:
 
     def note(section: Section, key: str, holds: str, default: object, shown: str = "") -> None:
         path = _general(section.at(key).rpartition(": ")[2])
-        if path.rpartition(".")[2] not in NOTES:
+        if path == "matrix.rows" or path.rpartition(".")[2] not in NOTES:  # `rows` elsewhere: how many were fitted on
             keys.setdefault(path, Key(holds, shown or ("**required**" if default is None else code(default))))
 
     read_quantity, read_number, read_integer = Section.quantity, Section.number, Section.integer
-    read_text, read_table = Section.text, Section.table
+    read_text, read_table, read_flag = Section.text, Section.table, Section.flag
 
     def quantity(self: Section, key: str, dimension: str, default: float | None = None, zero: bool = False) -> float:
         shown = "" if default is None else code(format_quantity(default, dimension))
@@ -124,6 +124,10 @@ def _noting(keys: dict[str, Key]) -> Iterator[None]:
         note(self, key, " ".join(map(code, choices)) or "text", default, "—" if default == "" else "")
         return read_text(self, key, default, choices)
 
+    def flag(self: Section, key: str, default: bool) -> bool:
+        note(self, key, "true or false", default, code(str(default).lower()))
+        return read_flag(self, key, default)
+
     def formats(self: Section, key: str, allowed: tuple[str, ...], required: bool = False) -> dict[str, float]:
         note(self, key, "number by format", None if required else "", "" if required else "none")
         return read_table(self, key, allowed, required)
@@ -133,6 +137,7 @@ def _noting(keys: dict[str, Key]) -> Iterator[None]:
         patch.object(Section, "number", number),
         patch.object(Section, "integer", integer),
         patch.object(Section, "text", text),
+        patch.object(Section, "flag", flag),
         patch.object(Section, "table", formats),
     ):
         yield
