@@ -273,6 +273,28 @@ def validate_published(
             json_out.write_text(text + "\n", encoding="utf-8")
 
 
+@validate.command("memory")
+def validate_memory(
+    pattern: Annotated[str, typer.Argument(metavar="[NAME]", help="Models whose name has this.")] = "",
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write the tables as a page.")
+    ] = None,
+) -> None:
+    """Peak memory of traced steps against real steps of small models on this machine's CPU."""
+    from cosim.validate import cpu_memory
+
+    with _output(markdown_file, "--markdown") as page:
+        with _status() as progress:
+            cases = cpu_memory.check(pattern, progress)
+        if page is not None:
+            text = cpu_memory.markdown(cases, [pattern, "--markdown", str(markdown_file)])
+            with writing(markdown_file, "--markdown"):
+                page.write_text(text, encoding="utf-8")
+    for table in cpu_memory.tables(cases):
+        _console().print(table)
+    raise typer.Exit(0 if all(case.good for case in cases) else 1)
+
+
 @validate.command("show")
 def validate_show(identifier: Annotated[str, typer.Argument(metavar="ID", help="The id of a published run.")]) -> None:
     """The run file of a published run."""

@@ -93,7 +93,7 @@ def _fake(options: TraceOptions) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[options.parameter_format])
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with _OneFakeMode(allow_non_fake_inputs=True):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -109,6 +109,16 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+class _OneFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """A mode that copy.deepcopy leaves as it is, so that layers which a module clones stay tensors of this mode.
+
+    Tensors of another mode are taken in anew whenever an operator reads them: each view would be memory of its own.
+    """
+
+    def __deepcopy__(self, memo: object) -> FakeTensorMode:
+        return self
 
 
 @contextmanager
