@@ -79,7 +79,7 @@ class Section:
     def quantity(self, key: str, dimension: str, default: float | None = None, zero: bool = False) -> float:
         """The SI value of `key`, a quantity of `dimension` with a unit; zero is refused unless `zero`."""
         return self._number(
-            key, default, lambda value: parse_quantity(value, dimension, self.at(key)), 0.0, math.inf, not zero
+            key, default, lambda value: parse_quantity(value, dimension, self.at(key), not zero), 0.0, math.inf, False
         )
 
     def number(

@@ -67,11 +67,11 @@ _RANGE = {
 }
 
 
-def parse_quantity(value: object, dimension: str, where: str) -> float:
+def parse_quantity(value: object, dimension: str, where: str, positive: bool = False) -> float:
     """The SI number (bytes, bytes/s, seconds, hertz, watts, FLOP/s, ...) that `value` states.
 
     `value` is text with a unit; a bare number is refused, except 0, because nobody can tell its unit. `where` names the
-    file and key in the error.
+    file and key in the error; `positive`: 0 is refused too.
 
     Raises InputError: no number, no unit or one of another dimension, nan, infinite, negative, or beyond what any
     machine has.
@@ -83,8 +83,9 @@ def parse_quantity(value: object, dimension: str, where: str) -> float:
     if match is None:
         raise InputError(f"{where}: {str(value)[:100]!r} is not a {dimension}; write it like '{example}'")
     number, unit = float(match.group(1).replace("_", "")), match.group(2)
-    if not math.isfinite(number) or number < 0:
-        raise InputError(f"{where}: {value!r} must be finite and not negative; write it like '{example}'")
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        allowed = "finite and positive" if positive else "finite and not negative"
+        raise InputError(f"{where}: {value!r} must be {allowed}; write it like '{example}'")
     if unit is None:
         if number == 0:
             return 0.0
@@ -94,8 +95,8 @@ def parse_quantity(value: object, dimension: str, where: str) -> float:
         raise InputError(f"{where}: {unit!r} in {value!r} is not a unit of {dimension}; write it like '{example}'")
     low, high = _RANGE[dimension]
     if number and not low <= number * factor <= high:
-        unit = _UNITS[dimension][0]
-        raise InputError(f"{where}: {value!r} is out of range; allowed are 0 and {low:g} to {high:g} {unit}")
+        unit, zero = _UNITS[dimension][0], "" if positive else "0 and "
+        raise InputError(f"{where}: {value!r} is out of range; allowed are {zero}{low:g} to {high:g} {unit}")
     return number * factor
 
 

@@ -80,7 +80,7 @@ def test_a_fast_fabric_joins_a_part_of_each_node_or_whole_nodes(domain: int, goo
     [
         ("system.network.intra_node_latency=10000000000 s", "system.network: .* one all-gather over 8 devices: 7e"),
         ("system.network.intra_node=1e-9 B/s", "system.network: .* one all-gather over 8 devices"),
-        (chip(clock="1e300 GHz"), "clock: '1e300 GHz' is out of range; allowed are 0 and 0.001 to 1e.18 Hz"),
+        (chip(clock="1e300 GHz"), "clock: '1e300 GHz' is out of range; allowed are 0.001 to 1e.18 Hz"),
         (chip(memory__hbm__bandwidth="1 B/s"), "system.accelerator: the step is too long .* limited by memory"),
         ("training.recompute={every: 7}", "training.recompute.every: 7 is more than the 2 blocks of the model"),
         ("system.accelerator=v100-sxm2-16gb", "training.precision: v100-sxm2-16gb does not compute in bf16"),

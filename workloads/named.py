@@ -46,11 +46,9 @@ def find(name: str, where: str = "model") -> NamedModel:
     entries = _entries()
     by_name = {alias: key for key, entry in entries.items() for alias in (key, *entry.get("aliases", ()))}
     if name not in by_name:
-        close = difflib.get_close_matches(name.lower(), by_name, n=3) or list(entries)[:3]
-        raise InputError(
-            f"{where}: there is no model {name[:80]!r}; did you mean {' or '.join(close)}? "
-            "`cosim workload list` has all names"
-        )
+        close = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise InputError(f"{where}: there is no model {name[:80]!r}; {hint}`cosim workload list` has all names")
     key = by_name[name]
     entry = entries[key]
     config = from_dimensions(entry["model"], f"{where} {key}")

@@ -37,10 +37,10 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _quantity(dimension: str) -> tuple[BeforeValidator, PlainSerializer]:
+def _quantity(dimension: str, positive: bool = False) -> tuple[BeforeValidator, PlainSerializer]:
     """Reads text with a unit into an SI number, and writes it back as text."""
     return (
-        BeforeValidator(lambda value: None if value is None else parse_quantity(value, dimension, ""), str),
+        BeforeValidator(lambda value: None if value is None else parse_quantity(value, dimension, "", positive), str),
         PlainSerializer(
             lambda value: format_quantity(value, dimension, 12), return_type=str, when_used="json-unless-none"
         ),
@@ -52,7 +52,7 @@ Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Length = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
-Bandwidth = Annotated[float, *_quantity("bandwidth")]
+Bandwidth = Annotated[float, *_quantity("bandwidth", positive=True)]
 Duration = Annotated[float, *_quantity("time")]
 GradientFormat = Literal["fp32", "bf16", "fp16"]
 
@@ -188,9 +188,9 @@ Accelerator = Annotated[
 class Network(Section):
     """Overrides of the cluster's links; bandwidths are per device and direction."""
 
-    inter_node: Annotated[Bandwidth | None, Field(gt=0, description="Between nodes: '400 Gb/s'")] = None
+    inter_node: Annotated[Bandwidth | None, Field(description="Between nodes: '400 Gb/s'")] = None
     inter_node_latency: Annotated[Duration | None, Field(description="Between nodes: '5 us'")] = None
-    intra_node: Annotated[Bandwidth | None, Field(gt=0, description="On the fast fabric: '450 GB/s'")] = None
+    intra_node: Annotated[Bandwidth | None, Field(description="On the fast fabric: '450 GB/s'")] = None
     intra_node_latency: Annotated[Duration | None, Field(description="On the fast fabric: '1 us'")] = None
 
     def overrides(self) -> dict[str, float]:

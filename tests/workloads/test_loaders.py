@@ -214,3 +214,8 @@ def test_what_goes_wrong_in_a_users_module_is_one_sentence(directory, target, se
 def test_wrong_arguments_are_one_sentence(directory):
     with pytest.raises(InputError, match=r"raised TypeError: build\(\) got an unexpected keyword argument 'size'"):
         user_module.load("mine:build", {"size": 3}, directory)
+
+
+def test_a_name_like_no_other_gets_no_guess() -> None:
+    with pytest.raises(InputError, match=r"there is no model 'qqqqq'; `cosim workload list` has all names"):
+        named.find("qqqqq")
