@@ -45,7 +45,8 @@ def resolve(
     elif reference in names():
         path = LIBRARY / f"{reference}.yaml"
     else:
-        close = [name for name in names() if len(reference) > 2 and reference in name] or get_close_matches(reference, names(), 3, 0.6)
+        close = [name for name in names() if len(reference) > 2 and reference in name]
+        close = close or get_close_matches(reference, names(), 3, 0.6)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names())}"
         raise InputError(f"{where}: no accelerator is called {reference!r:.80}; {hint}")
     data = load_yaml(path, str(path))

@@ -108,3 +108,24 @@ def test_nothing_can_be_set_in_a_graph(
     (folder / "step.graphml").touch()
     assert command(monkeypatch, "graph", "summary", "step.graphml", "--set", "training.recompute=full") == 2
     assert "is a graph, in which nothing can be set" in capsys.readouterr().err
+
+
+def test_a_users_module_is_found_beside_the_batch_and_what_it_prints_is_no_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "chatty.py").write_text(
+        "from workloads.encoder import Encoder\nprint('importing')\n"
+        "class Chatty(Encoder):\n    def forward(self, tokens):\n        print('forward')\n"
+        "        return super().forward(tokens)\n"
+        "def build():\n    print('building')\n    return Chatty(2, 64, 4, 300)\n"
+    )
+    run = {
+        "workload": {"model": {"python": "chatty:build"}, "seq_len": 64, "global_batch": 8},
+        "system": {"accelerator": "h100-sxm-80gb", "devices": 8},
+    }
+    (folder / "runs" / "runs.jsonl").write_text(json.dumps(run) + "\n")
+    assert command(monkeypatch, "simulate", "--batch", "runs/runs.jsonl") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["step_time_s"] > 0
+    assert {"importing", "building", "forward"} <= set(shown.err.splitlines())
