@@ -43,7 +43,7 @@ app.add_typer(cost, name="cost")
 app.add_typer(validate, name="validate")
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the run file.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; -: print it.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
