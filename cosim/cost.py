@@ -14,6 +14,7 @@ from hwmodels.cluster import Cluster
 from hwmodels.units import InputError
 from hwmodels.vector_unit import ELEMENT_WORK
 from hwmodels.work import Attention, Collective, Cost, Gemm, Pass, Phase
+from hwmodels.yaml_file import load_json
 
 GEMMS = ("gemm", "bmm", "grouped_gemm")
 ATTENTION: dict[str, tuple[Phase, ...]] = {
@@ -90,17 +91,13 @@ def answer_line(line: bytes, where: str, chips: dict[str, Accelerator], default:
     becomes {"error": sentence}.
     """
     try:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"is not JSON: {error}") from None
+        row = load_json(line, where)
         if not isinstance(row, dict):
-            raise InputError(f"must be an object of columns, not {row!r:.80}")
+            raise InputError(f"{where}: must be an object of columns, not {row!r:.80}")
         return answer(row if default is None or row.get("accelerator") else {**row, "accelerator": default}, chips)
     except InputError as error:
-        return {"error": " ".join(f"{where}: {error}".split())}
-    except RecursionError:
-        return {"error": f"{where}: is nested too deeply"}
+        sentence = " ".join(str(error).split())
+        return {"error": sentence if sentence.startswith(where) else f"{where}: {sentence}"}
 
 
 def _chip(reference: Any, chips: dict[str, Accelerator]) -> Accelerator:

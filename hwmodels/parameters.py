@@ -76,6 +76,12 @@ class Section:
         """The keys of this section that are parameters, not provenance."""
         return [str(key) for key in self._data if key not in NOTES]
 
+    def _missing(self, key: str) -> InputError:
+        """The error for a required key; names the key that was meant to be it, if there is one."""
+        meant = get_close_matches(key, [given for given in self.keys() if given not in self._taken], n=1, cutoff=0.8)
+        hint = f"; there is {meant[0]!r}, which is not a known key" if meant else ""
+        return InputError(f"{self.at(key)} is missing{hint}")
+
     def quantity(self, key: str, dimension: str, default: float | None = None, zero: bool = False) -> float:
         """The SI value of `key`, a quantity of `dimension` with a unit; zero is refused unless `zero`."""
         return self._number(
@@ -101,7 +107,7 @@ class Section:
         raw = self._take(key)
         if raw is None:
             if default is None:
-                raise InputError(f"{self.at(key)} is missing")
+                raise self._missing(key)
             return default
         value = read(raw)
         if positive and value == 0:
@@ -116,7 +122,7 @@ class Section:
         raw = self._take(key)
         if raw is None:
             if default is None:
-                raise InputError(f"{self.at(key)} is missing")
+                raise self._missing(key)
             return default
         if not isinstance(raw, str | int | float) or isinstance(raw, bool):
             raise InputError(f"{self.at(key)}: {raw!r:.80} must be text")
@@ -139,7 +145,7 @@ class Section:
         self._taken.add(key)
         raw = self._data.get(key)
         if raw is None and required:
-            raise InputError(f"{self.at(key)} is missing")
+            raise self._missing(key)
         return Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log)
 
     def table(self, key: str, allowed: tuple[str, ...], required: bool = False) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""The one way in which a YAML document comes in: plain data of bounded size, with errors that name the line.
+"""The one way in which a YAML document or a line of JSON comes in: plain data of bounded size, with errors that name
+the line.
 
 The scalars are those of YAML 1.2's core schema, so that `1e12` is a number, `no` is text and `010` is ten. Object tags,
 duplicate keys, aliases that expand without bound and documents over `SIZE_LIMIT_BYTES` are refused.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +17,7 @@ from hwmodels.units import InputError
 SIZE_LIMIT_BYTES = 1_000_000
 _NODE_LIMIT = 200_000  # values in a document once its aliases are followed
 _DEPTH_LIMIT = 100
+_DIGIT_LIMIT = 400  # beyond the largest float
 _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map"))
 _BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,6 +47,8 @@ for _type, _pattern, _first in _SCALARS:
 def _integer(loader: Any, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
     digits = text.lstrip("-+").replace("_", "")
+    if len(digits) > _DIGIT_LIMIT:
+        raise yaml.MarkedYAMLError(problem=_too_long(len(digits)), problem_mark=node.start_mark)
     base = {"0o": 8, "0x": 16}.get(digits[:2], 10)
     return int(digits, base) * (-1 if text.startswith("-") else 1)
 
@@ -77,10 +82,51 @@ def load_yaml(source: Path | str, where: str) -> object:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{where}{line}: is not valid YAML: {_one_line(error.problem or error.context)}") from None
+    except yaml.reader.ReaderError as error:
+        raise InputError(f"{where}: is not valid YAML: holds the control character U+{error.character:04X}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: is not valid YAML: {_one_line(error)}") from None
+
+
+def load_json(line: bytes, where: str) -> object:
+    """The plain data in one line of JSON; `where` names it in errors.
+
+    Raises InputError: not UTF-8, too large, empty, not JSON, a duplicate key, nested too deeply.
+    """
+    text = decode(line, where).strip()
+    if not text:
+        raise InputError(f"{where}: is empty")
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=lambda pairs: _without_twins(pairs, where),
+            parse_int=lambda digits: _short_integer(digits, where),
+        )
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not valid JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{where}: is nested too deeply") from None
+
+
+def _without_twins(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{where}: the key {twin!r:.60} is there twice")
+    return data
+
+
+def _short_integer(digits: str, where: str) -> int:
+    if len(digits) > _DIGIT_LIMIT:
+        raise InputError(f"{where}: is not valid JSON: {_too_long(len(digits))}")
+    return int(digits)
+
+
+def _too_long(digits: int) -> str:
+    return f"a number has {digits} digits; allowed: {_DIGIT_LIMIT}"
 
 
 def read_text(path: Path, where: str) -> str:

@@ -18,6 +18,7 @@ _TYPES = {
     "model_type": "must be a mapping",
     "tuple_type": "must be a list",
     "finite_number": "must be a finite number",
+    "string_unicode": "must be Unicode text, without half of a surrogate pair",
     "string_too_short": "must not be empty",
 }
 _BOUNDS = {
@@ -59,6 +60,8 @@ def _sentence(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
         allowed = _allowed_keys(model, detail["loc"][:-1])
         hint = closest(str(location[-1]), allowed) or f"; allowed: {', '.join(allowed)}"
         return f"{key} is not a key of the run file{hint}"
+    if kind == "string_type" and detail["loc"][-1] == "<name>":
+        return f"{key}: {value} must be a name or a mapping"
     if kind in _TYPES:
         return f"{key}: {value} {_TYPES[kind]}"
     if kind == "literal_error":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from cosim.spec.sections import (
     WorkloadSpec,
 )
 from hwmodels.units import InputError
-from hwmodels.yaml_file import SIZE_LIMIT_BYTES, decode, load_yaml
+from hwmodels.yaml_file import SIZE_LIMIT_BYTES, decode, load_json, load_yaml
 from workloads import named
 from workloads.model import Model, ModelConfig, from_dimensions
 
@@ -74,12 +73,7 @@ class RunSpec(Section):
 
         Raises InputError.
         """
-        try:
-            data = json.loads(decode(line, where), object_pairs_hook=lambda pairs: _without_twins(pairs, where))
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{where}: is not valid JSON: {' '.join(str(error).split())[:200]}") from None
+        data = load_json(line, where)
         if directory is not None:
             data = _beside(data, directory)
         spec = RunSpec.from_mapping(data, where, overrides)
@@ -247,15 +241,6 @@ def _check_domain(spec: RunSpec) -> None:
             f"system.nvlink_domain: {domain} must divide devices_per_node {per_node}, or be a multiple of it "
             f"that divides devices {devices}"
         )
-
-
-def _without_twins(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
-        raise InputError(f"{where}: the key {short(twin, quote=True)} is there twice")
-    return data
 
 
 def _beside(data: object, folder: Path) -> object:

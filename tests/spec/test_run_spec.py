@@ -134,7 +134,7 @@ BAD = {
     "workload.model.kv_heads=5": "does not divide heads 32",
     "workload.model.layers=99999999999": "workload.model.layers",
     "workload.model=gpt-2": "workload.model: there is no model 'gpt-2'; did you mean gpt2",
-    "workload.model=[1]": "workload.model: a list must be text",
+    "workload.model=[1]": "workload.model: a list must be a name or a mapping",
     "workload.model={python: 'a b'}": "package.module:function",
     "workload.model={huggingface: '../x'}": "LlamaForCausalLM",
     "workload.model={huggingface: X, confg: 1}": "did you mean 'config'?",
@@ -219,10 +219,10 @@ def test_shapeless_file_is_one_sentence(text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (b"", "is not valid JSON"),
+        (b"", "is empty"),
         (b"{", "is not valid JSON"),
         (b'{"workload": 1, "workload": 2}', "is there twice"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
         (b"\xff", "UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b'{"workload": {"model": "\\ud800"}}', "(?i)unicode"),
