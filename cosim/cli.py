@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -43,6 +43,10 @@ app.add_typer(cost, name="cost")
 app.add_typer(validate, name="validate")
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the run file.")]
+Frontend = Annotated[
+    Literal["eager", "compile"],
+    typer.Option("--frontend", help="Operators as eager PyTorch runs them, or the graphs that torch.compile captures."),
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; -: print it.")]
 
 
@@ -128,6 +132,7 @@ def trace(
         Path, typer.Option("--output", "-o", metavar="GRAPH", help="GraphML (.graphml) or node-link JSON (.json).")
     ],
     changes: Set = None,
+    frontend: Frontend = "eager",
 ) -> None:
     """Write the traced step, with its techniques, as a graph for other tools."""
     from cosim.trace.export import check_name, write_graph
@@ -135,7 +140,7 @@ def trace(
     check_distinct({"RUN.yaml": run}, {"--output": output})
     check_name(output)
     with _output(output, "--output") as written:
-        step = _trace_step(run, changes)
+        step = _trace_step(run, changes, frontend)
         if written is not None:
             write_graph(step, written)
     print(f"{output}: {len(step):,} ops")
@@ -145,6 +150,7 @@ def trace(
 def graph_summary(
     source: Annotated[str, typer.Argument(metavar="RUN.yaml|GRAPH", help="A run file, -, or what cosim trace wrote.")],
     changes: Set = None,
+    frontend: Frontend = "eager",
 ) -> None:
     """Ops by phase and class with FLOP and bytes, repeated blocks, parameters, activations, unknown ops."""
     from cosim.report.graph_summary import print_graph_summary
@@ -153,12 +159,14 @@ def graph_summary(
     if is_graph(Path(source)):
         if changes:
             raise InputError(f"--set: {source} is a graph, in which nothing can be set; give the run file")
+        if frontend != "eager":
+            raise InputError(f"--frontend: {source} is a graph, which is traced already; give the run file")
         print_graph_summary(read_graph(source), _console())
     else:
-        print_graph_summary(described(_trace_step(source, changes)), _console())
+        print_graph_summary(described(_trace_step(source, changes, frontend)), _console())
 
 
-def _trace_step(run: str, changes: list[str] | None) -> OpGraph:
+def _trace_step(run: str, changes: list[str] | None, frontend: str) -> OpGraph:
     from cosim.spec import RunSpec
 
     spec = RunSpec.load(run, changes or [])
@@ -167,7 +175,7 @@ def _trace_step(run: str, changes: list[str] | None) -> OpGraph:
 
         try:
             with redirect_stdout(sys.stderr):
-                return trace_step(spec, progress)
+                return trace_step(spec, progress, frontend)
         except InputError as error:
             raise located(error, _name(run)) from error
 

@@ -83,11 +83,14 @@ def _played(spec: RunSpec, progress: Progress | None) -> Played:
     return _play(spec, graph, plan, kernels, formats, accelerator, cluster)
 
 
-def trace_step(spec: RunSpec, progress: Progress | None = None) -> OpGraph:
-    """The traced step of `spec` with its techniques, as `simulate` prices it; raises InputError as `simulate` does."""
+def trace_step(spec: RunSpec, progress: Progress | None = None, frontend: str = "eager") -> OpGraph:
+    """The traced step of `spec` with its techniques, as `simulate` prices it; raises InputError as `simulate` does.
+
+    With the frontend "compile", what torch.compile captures and partitions, which `simulate` does not price.
+    """
     accelerator, _ = _machine(spec)
     stack, formats, attention = _software(spec, accelerator)
-    return step_graph(spec, formats, stack, attention, progress)
+    return step_graph(spec, formats, stack, attention, progress, frontend)
 
 
 def _software(spec: RunSpec, accelerator: Accelerator) -> tuple[Stack, Precision, str]:
@@ -149,10 +152,20 @@ def _machine(spec: RunSpec) -> tuple[Accelerator, Cluster]:
 
 
 def step_graph(
-    spec: RunSpec, formats: Precision, stack: Stack, attention: str, progress: Progress | None = None
+    spec: RunSpec,
+    formats: Precision,
+    stack: Stack,
+    attention: str,
+    progress: Progress | None = None,
+    frontend: str = "eager",
 ) -> OpGraph:
     """The traced step of `spec`, with its techniques, bound to its micro-batch and sequence length."""
     training, workload = spec.training, spec.workload
+    if frontend == "compile" and training.recompute != "none":
+        raise InputError(
+            f"training.recompute: {training.recompute} is not modelled on what torch.compile captures, whose "
+            "partitioner decides what is recomputed; allowed with the frontend compile: none"
+        )
     options = TraceOptions(
         attention="unfused" if attention == "unfused" else "flash",
         dropout=training.dropout,
@@ -169,6 +182,7 @@ def step_graph(
         loss_in_fp32=stack.cross_entropy_format == "fp32",
         logged_losses=stack.logged_losses,
         task=workload.task,
+        frontend=frontend,
         batch=workload.micro_batch,
         sequence=workload.seq_len,
     )

@@ -38,7 +38,7 @@ def _groups(graph: OpGraph, scope: str, fusible: frozenset[str], loss: bool) -> 
     classes = [kind.op_class for kind in graph.kinds]
     allowed = compiled_ops(graph, scope)
     after_blocks = graph.op_layer < 0
-    kinds, phases, layers = graph.op_kind.tolist(), graph.op_phase.tolist(), graph.op_layer.tolist()
+    kinds, phases, layers = graph.op_kind.tolist(), _regions(graph).tolist(), graph.op_layer.tolist()
     groups: list[list[int]] = []
     current: list[int] = []
     for op, kind in enumerate(kinds):
@@ -55,6 +55,13 @@ def _groups(graph: OpGraph, scope: str, fusible: frozenset[str], loss: bool) -> 
             current.append(op)
     groups.append(current)
     return [group for group in groups if len(group) > 1]
+
+
+def _regions(graph: OpGraph) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+    """The phase of each op; what the compiler's partitioner recomputes is part of the backward graph."""
+    if graph.provenance.get("options", {}).get("frontend") != "compile":
+        return graph.op_phase
+    return np.where(graph.op_phase == Phase.RECOMPUTE, np.int8(Phase.BACKWARD), graph.op_phase)
 
 
 @dataclass(frozen=True, slots=True)

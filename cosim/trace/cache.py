@@ -81,6 +81,8 @@ def _keys(model: ModelConfig | HuggingFaceModel, options: TraceOptions) -> dict[
         "transformers": _version("transformers") if isinstance(model, HuggingFaceModel) else None,
     }
     fixed: list[tuple[str, ...]] = [(), ("batch",), ("sequence",), ("batch", "sequence")]
+    if options.frontend == "compile":  # a graph of its sizes, fixed or not
+        return {axes: _hash({**content, "sizes": sizes, "fixed": axes}) for axes in fixed}
     return {axes: _hash({**content, "sizes": {axis: sizes[axis] for axis in axes}}) for axes in fixed}
 
 

@@ -11,6 +11,7 @@ OPTIMIZERS = (
     *("adamw", "adam", "sgd", "lion", "lamb", "adafactor", "muon"),
     *("adagrad", "rmsprop", "adamax", "nadam", "radam"),
 )
+FRONTENDS = ("eager", "compile")
 IMPLEMENTATIONS = ("fused", "foreach", "single")
 FUSED = ("adamw", "adam", "sgd", "adagrad", "lion", "muon")
 """Optimizers with a fused kernel (muon: of the AdamW that updates all but matrices); the others run as foreach."""
@@ -41,6 +42,7 @@ class TraceOptions:
     loss_in_fp32: bool = True  # the logits are copied to fp32 first
     logged_losses: int = 0  # more cross entropies without gradient, for metrics
     task: str = "pretrain"
+    frontend: str = "eager"  # compile: the graphs that torch.compile captures and partitions
     batch: int = 1
     sequence: int = 1024
 
@@ -52,6 +54,7 @@ class TraceOptions:
         _one_of("gradient_format", self.gradient_format, (None, *FORMATS))
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("optimizer_implementation", self.optimizer_implementation, IMPLEMENTATIONS)
+        _one_of("frontend", self.frontend, FRONTENDS)
         _one_of("task", self.task, ("pretrain",))
 
     @property

@@ -73,6 +73,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.in_optimizer = False
+        self.place: tuple[int, int] | None = None  # phase and module row, where what runs is a captured graph
         self._progress = progress
         self._operators: dict[Any, _Operator] = {}
         self._layouts: dict[Layout, int] = {}
@@ -135,6 +136,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _where(self) -> tuple[int, int]:
         """Phase and module row of the operator that is running."""
+        if self.place is not None:
+            return self.place
         module = self._module_stack[-1]
         if self.in_optimizer:
             return Phase.OPTIMIZER, module
@@ -246,7 +249,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def modules_of(self, model: torch.nn.Module) -> Iterator[None]:
         """While open, operators are attributed to the innermost module of `model` whose forward is running."""
-        paths = {module: self._module_row(name) for name, module in model.named_modules()}
+        paths = {module: self.module_row(name) for name, module in model.named_modules()}
         stack = self._module_stack
 
         def enter(module: torch.nn.Module, _args: Any) -> None:
@@ -269,13 +272,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def part(self, path: str) -> Iterator[None]:
         """While open, operators of the optimizer are attributed to the parameter `path`."""
-        self._module_stack.append(self._module_row(path))
+        self._module_stack.append(self.module_row(path))
         try:
             yield
         finally:
             self._module_stack.pop()
 
-    def _module_row(self, path: str) -> int:
+    def module_row(self, path: str) -> int:
+        """The row of a module path."""
         row = self._module_rows.get(path)
         if row is None:
             row = self._module_rows[path] = len(self.recording.modules)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -59,15 +59,9 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
         inputs, labels = _inputs(module, batch, sequence)
         optimizer = OptimizerStep(module, options)
         roles = _register(recorder, module, optimizer, inputs, labels)
-        with _explained(), recorder, recorder.modules_of(module):
-            with cuda_autocast(DTYPES.get(str(options.autocast_format)), options.autocast_norms_in_fp32):
-                loss = loss_of_output(
-                    _call(module, inputs),
-                    labels,
-                    fused=options.loss_fused,
-                    in_fp32=options.loss_in_fp32,
-                    logged=options.logged_losses,
-                )
+        with _explained(), _recorded(recorder, module, options, inputs, labels) as forward, recorder:
+            with _autocast(options):
+                loss = forward()
             loss = optimizer.scaled(loss)
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
@@ -81,10 +75,50 @@ def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress:
     return assemble(recording, roles, decoder, provenance)
 
 
+@contextmanager
+def _recorded(
+    recorder: Recorder, module: nn.Module, options: TraceOptions, inputs: Any, labels: Tensor
+) -> Iterator[Callable[[], Tensor]]:
+    """The function that computes the loss, by the options' frontend."""
+
+    def loss(inputs: Any, labels: Tensor) -> Tensor:
+        return loss_of_output(
+            _call(module, inputs),
+            labels,
+            fused=options.loss_fused,
+            in_fp32=options.loss_in_fp32,
+            logged=options.logged_losses,
+        )
+
+    if options.frontend == "eager":
+        with recorder.modules_of(module):
+            yield lambda: loss(inputs, labels)
+        return
+    from cosim.trace.compiled import captured
+
+    with _autocast(options):
+        forward = captured(loss, module, recorder, inputs, labels)
+    yield forward
+
+
+def _autocast(options: TraceOptions) -> AbstractContextManager[None]:
+    return cuda_autocast(DTYPES.get(str(options.autocast_format)), options.autocast_norms_in_fp32)
+
+
 def _counter(progress: Progress | None) -> Callable[[int], None] | None:
     if progress is None:
         return None
     return lambda ops: progress(f"tracing: {ops} operators", None)
+
+
+class _OneFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """A mode that copy.deepcopy leaves as it is, so that layers which a module clones stay tensors of this mode.
+
+    Tensors of another mode are taken in anew whenever an operator reads them: each view would be memory of its own.
+    """
+
+    def __deepcopy__(self, memo: object) -> FakeTensorMode:
+        return self
 
 
 @contextmanager
@@ -111,16 +145,6 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class _OneFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
-    """A mode that copy.deepcopy leaves as it is, so that layers which a module clones stay tensors of this mode.
-
-    Tensors of another mode are taken in anew whenever an operator reads them: each view would be memory of its own.
-    """
-
-    def __deepcopy__(self, memo: object) -> FakeTensorMode:
-        return self
-
-
 @contextmanager
 def _explained() -> Iterator[None]:
     """Whatever the module raises becomes one sentence."""
@@ -138,7 +162,7 @@ def _explained() -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return " ".join(f"{type(error).__name__}: {error}".partition("\n\nWhile executing")[0].split())[:300]
 
 
 def _build(model: Source, options: TraceOptions, sequence: int) -> nn.Module:

@@ -33,6 +33,10 @@ class DataDependentError(InputError):
     """The module's control flow depends on the values of its tensors, which a trace does not have."""
 
 
+class GraphBreakError(InputError):
+    """torch.compile does not capture the module as one graph."""
+
+
 def trace(model: Source, options: TraceOptions | None = None, progress: Progress | None = None) -> OpGraph:
     """The graph of one training step of `model`, bound to `options.batch` and `options.sequence`.
 
@@ -56,10 +60,14 @@ def trace(model: Source, options: TraceOptions | None = None, progress: Progress
     for decoder, second in _attempts(model, options, *probing_limits(model, options)):
         try:
             graph = record(model, options, decoder, progress)
-            if second is not None and not same_step(graph, record(model, options, second, progress)):
-                failure = InputError("model: its operators change with its sizes")
-                continue
-        except DataDependentError:
+            if second is not None:
+                again = record(model, options, second, progress)
+                if options.frontend == "compile":  # `again` is at the actual sizes, and decides
+                    graph = graph if same_step(bind(graph, options), again) else again
+                elif not same_step(graph, again):
+                    failure = InputError("model: its operators change with its sizes")
+                    continue
+        except (DataDependentError, GraphBreakError):
             raise
         except InputError as error:
             failure = error
@@ -114,12 +122,17 @@ def _attempts(
     """Sizes to trace at, and others at which a second trace must be the same; a decoder without a size uses the actual.
 
     Models of this project bind to every size, which its tests show; others may do anything with their sizes and are
-    traced twice.
+    traced twice. What torch.compile's partitioner saves depends on sizes: it is traced at the actual ones too.
     """
     batches: list[int | None] = list(probe_batches(dimensions))
     if one_sequence_differs(model, options):
         batches = [None, None]
     twice = not isinstance(model, ModelConfig)
+    if options.frontend == "compile":
+        for sequence, _ in probe_sequences(dimensions, longest):
+            yield SizeDecoder(batches[0], sequence), SizeDecoder(None, None)
+        yield SizeDecoder(None, None), None
+        return
     for sequence, other in probe_sequences(dimensions, longest):
         yield SizeDecoder(batches[0], sequence), SizeDecoder(batches[1], other) if twice else None
     if batches[0] is not None:

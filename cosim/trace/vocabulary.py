@@ -121,6 +121,7 @@ def _rows() -> Mapping[str, Entry]:
     add("pointwise", "where masked_fill eq ne lt le gt ge logical_not logical_and logical_or", 1)
     add("pointwise", "bitwise_and", 1)
     add("pointwise", "bitwise_or bitwise_not bitwise_xor tril triu isnan isinf floor ceil round remainder", 1)
+    add("pointwise", "prims.fma", 2)
     add("pointwise", "threshold_backward lerp addcmul native_dropout_backward hardtanh", 2)
     add("pointwise", "div reciprocal sqrt rsqrt exp log log2 log1p expm1 sin cos tanh sigmoid erf floor_divide", 0, 1)
     add("pointwise", "addcdiv atan2", 2, 1)
@@ -140,11 +141,12 @@ def _rows() -> Mapping[str, Entry]:
     add("reduction", "histc bincount linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2)
 
     add("copy", "clone _to_copy copy copy_ cat stack contiguous constant_pad_nd slice_scatter select_scatter roll flip")
+    add("copy", "prims.convert_element_type")
     add("copy", "repeat split_with_sizes_copy repeat_interleave slice_backward select_backward unfold_backward")
     add("gather", "embedding index gather index_select take masked_select")
     add("scatter", "embedding_dense_backward index_put _index_put_impl_ index_add scatter scatter_add index_copy", 1)
     add("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full")
-    add("fill", "arange")
+    add("fill", "arange prims.iota")
     add("fill", "linspace eye scalar_tensor _foreach_zero_ tril_indices triu_indices")
 
     # Adam, per parameter: two moments (2 + 3), bias corrections and step (4), weight decay (2); square root and
