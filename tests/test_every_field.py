@@ -80,6 +80,7 @@ FAMILY_DIMENSIONS: dict[str, tuple[Mapping[str, object], object]] = {
     "num_experts": (MOE, 8),
     "experts_per_token": (MOE, 1),
     "moe_ffn": (MOE, 512),
+    "capacity_factor": (MOE, 2.0),
     "shared_experts": (MOE, 1),
     "dense_layers": (MOE, 1),
     "token_types": ({"family": "bert", **SMALL}, 512),
