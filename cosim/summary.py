@@ -43,8 +43,7 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
     model_flops, hardware_flops = _flops(played)
     # against the nominal peak, whatever clock is sustained
     peak_flops = played.cluster.accelerator.peak_flops(played.formats.compute) * devices
-    power_j = played.dynamic_energy_j + accelerator.idle_power_w * step_s
-    energy = power_j * devices
+    energy = (played.dynamic_energy_j + accelerator.idle_power_w * step_s) * devices
     hourly = accelerator.price_usd_per_hour
     cost = hourly / 3600.0 * step_s * devices if hourly else None
     times = _time_breakdown(played)
@@ -169,8 +168,11 @@ def _memory(played: Played) -> tuple[MemoryCurve, dict[str, float]]:
 def _resident(played: Played) -> dict[Category, float]:
     """What is in memory during the whole step."""
     resident: dict[Category, float] = dict(played.plan.resident_bytes())
-    spec, stack = played.spec, played.stack
-    resident[Category.INPUTS] = 2 * 8 * spec.workload.micro_batch * spec.workload.seq_len
+    graph, stack, plan = played.graph, played.stack, played.plan
+    inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
+    resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
+    if plan.zero == 0 and plan.degree > 1 and not stack.bucket_views:  # gradients and buckets are two copies
+        resident[Category.GRADIENTS] = float(plan.trainable * plan.formats.reduce)
     communicators = 1 if played.plan.degree > 1 else 0
     resident[Category.FRAMEWORK] = (
         stack.blas_workspace_bytes.on(played.accelerator.architecture)

@@ -3,7 +3,7 @@
 A matrix product costs 2 FLOP per weight and row forward and twice that backward, so 6 per weight and token; attention
 scores 2 * head_dim and their product with the values 2 * value_dim per pair of positions, of which a causal mask leaves
 half (Korthikanti et al., arXiv 2205.05198, appendix A, with the causal half that FlashAttention's papers count).
-Everything else counts nothing, as model FLOPs are counted (arXiv 2204.02311, appendix B).
+Everything else counts nothing (arXiv 2204.02311, appendix B, which does not halve causal attention).
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Recomputation (activation checkpointing): drop what a region saved for backward, and run the region again when it is
-needed.
+"""Recomputation (activation checkpointing): drop what a region saved for backward, and run it again when needed.
 
 A rewrite of the traced graph. A *region* is a set of forward ops. Tensors that it made and that only backward still
 reads are freed in forward; before the first backward op that reads one of them, the region's ops up to the last one
 needed run again (PyTorch's non-reentrant checkpoint stops early in the same way). Tensors that enter the region stay
 alive until then.
 
-Policies: `full` makes every repeated block a region (Chen et al. 2016, arXiv 1604.06174); `every_n(n)` every n-th
-block; `selective_op` every block, keeping what attention and every other matrix product
-made; `selective` the attention core from QK^T to the product with V (Korthikanti et al. 2022, arXiv 2205.05198), which
-a fused attention kernel does by itself: nothing is left to do then.
+Policies: `full` makes every repeated block a region (Chen et al. 2016, arXiv 1604.06174); a number n every n-th block;
+`selective_op` every block, keeping what attention and every other matrix product made; `selective` the attention core
+from QK^T to the product with V (Korthikanti et al. 2022, arXiv 2205.05198), which a fused attention kernel does by
+itself: nothing is left to do then.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Region = Sequence[int]  # forward ops in execution order
 
 
 def recompute(graph: OpGraph, policy: str | int) -> OpGraph:
-    """The graph with recomputation: `policy` is "none", "selective", "full", or n for every n-th block."""
+    """The graph with recomputation: `policy` is "none", "selective", "selective_op", "full", or n."""
     if policy == "none":
         return graph
     if policy == "selective":

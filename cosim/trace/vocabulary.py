@@ -241,7 +241,7 @@ def kind_flops(graph: OpGraph, kind: OpKind, halve_causal: bool = True) -> float
     """FLOP of matrix products in an op: 2mnk for a product, two products for attention, five for its backward.
 
     A causal mask halves attention's where `halve_causal`. The fifth product of the backward recomputes the scores
-    (FlashAttention, arXiv 2205.14135). Everything else counts 0, as model FLOPs are counted (arXiv 2204.02311,
+    (FlashAttention, arXiv 2205.14135). Everything else counts 0 (as in arXiv 2204.02311,
     appendix B).
     """
     if kind.target in _GROUPED:
