@@ -36,7 +36,6 @@ class Played:
     stack: Stack
     formats: Precision
     micro_steps_played: int
-    clock_rounds: int
 
     @cached_property
     def repeats(self) -> int:

@@ -121,19 +121,17 @@ def _play(
 ) -> Played:
     """Price, map and play the step, at the clock that its own power leaves: repeated until the clock stays."""
     micro_steps = min(spec.micro_steps, MICRO_STEPS_PLAYED)
-    held = interference(plan, cluster)
+    held, stack = interference(plan, cluster), kernels.stack
     chip = accelerator
-    for rounds in range(1, CLOCK_ROUNDS + 1):
+    for _ in range(CLOCK_ROUNDS):
         with about("system.accelerator"):
             prices = price(graph, chip, kernels)
             _check_length(graph, prices, micro_steps)
-        parts = segments(graph, prices, kernels.stack, held, kernels.optimizer_shards, bool(spec.training.compile))
+        parts = segments(graph, prices, stack, held, kernels.optimizer_shards, bool(spec.training.compile))
         with about("system.network"):
-            program = mapping.build_program(plan, parts, cluster, kernels.stack, micro_steps)
+            program = mapping.build_program(plan, parts, cluster, stack, micro_steps)
         timeline = engine.play(program)
-        played = Played(
-            spec, graph, plan, prices, program, timeline, chip, cluster, kernels.stack, formats, micro_steps, rounds
-        )
+        played = Played(spec, graph, plan, prices, program, timeline, chip, cluster, stack, formats, micro_steps)
         clock = played.sustained_clock_hz()
         if abs(clock - chip.clock_hz) <= 0.005 * accelerator.clock_hz:
             break
@@ -146,7 +144,7 @@ def _machine(spec: RunSpec) -> tuple[Accelerator, Cluster]:
     reference = system.accelerator
     named = reference if isinstance(reference, str) else reference.model_dump()
     accelerator = accelerators.load(named, "system.accelerator")
-    network = {key: value for key, value in system.network if value is not None}
+    network = system.network.overrides()
     cluster = Cluster.build(accelerator, system.devices, system.devices_per_node, system.nvlink_domain, network)
     return accelerator, cluster
 
