@@ -16,6 +16,7 @@ from cosim.memory import memory_over_time
 from cosim.played import Played
 from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline, TracedStep
 from cosim.spec import RunSpec
+from cosim.trace.vocabulary import attention_dims
 from hwmodels.accelerator import Accelerator
 from hwmodels.units import format_quantity
 
@@ -28,8 +29,6 @@ _LIMITS = {
     "special": "special-function units",
     "latency": "kernel latency",
 }
-# Backward of a fused attention kernel computes QK^T again: 2.5 times forward's FLOPs, of which 2 are the model's.
-_ATTENTION_BACKWARD_SHARE = 2.0 / 2.5
 
 
 def summarize(played: Played, remedy: Remedy | None = None) -> Result:
@@ -82,21 +81,23 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
 def _flops(played: Played) -> tuple[float, float]:
     """FLOPs per step of all devices: the model's (no recomputation), and with recomputation."""
     graph = played.graph
-    classes = np.array([kind.op_class for kind in graph.kinds])[graph.op_kind]
-    share = np.select(
-        [
-            classes == "attention_backward",
-            _half_masked(graph),
-            np.isin(classes, ["matmul", "attention", "convolution"]),
-        ],
-        [_ATTENTION_BACKWARD_SHARE, 0.5, 1.0],
-        0.0,
-    )
+    per_kind = np.array([_models_share(graph, kind) for kind in graph.kinds])
+    share = per_kind[graph.op_kind] * np.where(_half_masked(graph), 0.5, 1.0)
     flops = played.prices.flops * share * played.occurrences
     model = np.isin(graph.op_phase, [Phase.FORWARD, Phase.BACKWARD])
     again = graph.op_phase == Phase.RECOMPUTE
     replicas = played.plan.degree
     return float(flops[model].sum()) * replicas, float(flops[model | again].sum()) * replicas
+
+
+def _models_share(graph: OpGraph, kind: OpKind) -> float:
+    """The share of an op's FLOPs that the model asks for: of a fused attention's backward all but the scores, which it
+    computes again (arXiv 2205.14135): 2 in 2.5 times forward's, where values are as wide as keys.
+    """
+    if kind.op_class == "attention_backward":
+        *_, head_dim, value_dim = attention_dims(graph, kind)
+        return (2 * head_dim + 2 * value_dim) / (3 * head_dim + 2 * value_dim)
+    return 1.0 if kind.op_class in ("matmul", "attention", "convolution") else 0.0
 
 
 def _half_masked(graph: OpGraph) -> NDArray[np.bool_]:

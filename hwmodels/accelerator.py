@@ -141,7 +141,7 @@ class Accelerator:
         return replace(cost, energy_j=self.power.energy_j(cost.flops, work.format, cost.bytes_per_level))
 
     def _attention(self, work: Attention) -> Cost:
-        if min(work.batch, work.heads, work.kv_heads, work.seq_q, work.seq_k, work.head_dim) < 1:
+        if min(work.batch, work.heads, work.kv_heads, work.seq_q, work.seq_k, work.head_dim, work.value_dim) < 1:
             raise InputError(f"attention {work}: every size must be at least 1")
         constants = self.attention.get(work.algorithm)
         if constants is None:

@@ -26,7 +26,11 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention by a named algorithm (flash-1 flash-2 flash-3 flash-triton cudnn), which may skip masked blocks."""
+    """Attention by a named algorithm (flash-1 flash-2 flash-3 flash-triton cudnn), which may skip masked blocks.
+
+    `head_dim` is the width of queries and keys; `value_dim`, of values and results, is the same where it is left out
+    (multi-head latent attention has narrower values: arXiv 2405.04434, section 2.1).
+    """
 
     algorithm: str
     phase: Phase
@@ -40,6 +44,17 @@ class Attention:
     format: str = "bf16"
     dropout: bool = False
     bias: bool = False  # an additive bias per score (ALiBi, relative positions)
+    value_dim: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
+
+    @property
+    def product_widths(self) -> int:
+        """The widths of all products of queries or keys by scores, summed: two forward, five backward."""
+        if self.phase == "forward":  # scores; their product with the values
+            return self.head_dim + self.value_dim
+        return 3 * self.head_dim + 2 * self.value_dim  # scores, dQ, dK; dP, dV
 
 
 @dataclass(frozen=True, slots=True)

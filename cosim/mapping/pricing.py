@@ -167,8 +167,6 @@ def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Att
     """The attention kernel of a cosim.attention op or its backward, and the copies that the stack makes around it."""
     backward = kind.op_class == "attention_backward"
     batch, heads, kv_heads, seq_q, seq_k, head_dim, value_dim = attention_dims(graph, kind)
-    if value_dim != head_dim:  # latent attention: the width with the same FLOP, of 2 products forward and 5 backward
-        head_dim = round((3 * head_dim + 2 * value_dim) / 5 if backward else (head_dim + value_dim) / 2)
     element = graph.specs[kind.inputs[backward]].dtype
     itemsize = float(graph.specs[kind.inputs[backward]].itemsize)
     stack = kernels.stack
@@ -186,14 +184,17 @@ def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Att
         format=element,
         dropout=float(kind.attribute("dropout", 0.0)) > 0,
         bias=len(kind.inputs) > (7 if backward else 3),
+        value_dim=value_dim,
     )
     works: list[Gemm | Attention | Pass] = [kernel]
     if repeated:  # k and v to all heads; in backward their gradients are summed over the group
-        few, many = (itemsize * batch * n * seq_k * head_dim for n in (kv_heads, heads))
-        works += [Pass(many, few, many / itemsize) if backward else Pass(few, many)] * 2
+        for width in (head_dim, value_dim):
+            few, many = (itemsize * batch * n * seq_k * width for n in (kv_heads, heads))
+            works.append(Pass(many, few, many / itemsize) if backward else Pass(few, many))
     if stack.attention_unpadded and kernels.attention in ("flash-1", "flash-2", "flash-3"):
-        size = itemsize * batch * heads * seq_q * head_dim
-        works += [Pass(size, size, kind="gather")] * 4
+        for width in (head_dim, head_dim, value_dim, value_dim):  # q, k, v and the result
+            size = itemsize * batch * heads * seq_q * width
+            works.append(Pass(size, size, kind="gather"))
     return works
 
 

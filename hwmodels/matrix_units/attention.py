@@ -5,6 +5,7 @@ algorithm hides part of the shorter under the longer. Forward has two products p
 the softmax (FlashAttention, arXiv 2205.14135; FlashAttention-2, 2307.08691; FlashAttention-3, 2407.08608).
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,8 +105,8 @@ def attention_cost(
 ) -> Cost:
     """The cost of `work` on a matrix unit and its share of the vector lanes; blocks are spread over the unit's cores.
 
-    `flops` counts unmasked scores only: 4 (forward) or 10 (backward) x batch x heads x scores x head_dim, halved if
-    causal.
+    `flops` counts unmasked scores only: 2 x batch x heads x scores x the products' widths, which are head_dim +
+    value_dim forward and 3 head_dim + 2 value_dim backward; halved if causal.
     """
     if work.format in ("fp64", "fp32", "tf32"):
         raise InputError(f"attention by {work.algorithm} has no {work.format} kernel; allowed are fp16, bf16, fp8")
@@ -138,7 +139,7 @@ def attention_cost(
         scores = max(0.0, work.seq_q * (work.seq_k - work.seq_q / 2.0))
     return Cost(
         time_s=time,
-        flops=(4.0 if forward else 10.0) * work.batch * work.heads * scores * work.head_dim,
+        flops=2.0 * work.batch * work.heads * scores * work.product_widths,
         bytes_per_level={"hbm": hbm_bytes, unit.shared_level: hbm_bytes},
         limited_by="memory" if memory > compute else "compute" if multiply >= softmax else "special",
         core_share=min(1.0, compute / time * min(1.0, waves)),
@@ -158,10 +159,12 @@ def gpu_pair_cycles(
     work: Attention, rows: int, keys: int, constants: AttentionConstants, macs_per_cycle: float
 ) -> float:
     """Cycles of a core of `macs_per_cycle` for the products of one pair of blocks."""
-    dim = -(-work.head_dim // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
-    forward = work.phase == "forward"
-    rate = macs_per_cycle * (constants.forward if forward else constants.backward) * constants.head_share(work)
-    return (2.0 if forward else 5.0) * rows * keys * dim / rate
+    padded = dataclasses.replace(work, head_dim=_padded(work.head_dim), value_dim=_padded(work.value_dim))
+    return float(rows) * keys * padded.product_widths / (macs_per_cycle * constants.share(work))
+
+
+def _padded(width: int) -> int:
+    return -(-width // _HEAD_DIM_STEP) * _HEAD_DIM_STEP
 
 
 def _pairs(work: Attention, rows: int, keys: int, forward: bool) -> tuple[int, int, int]:
@@ -191,11 +194,11 @@ def compulsory_bytes(work: Attention) -> float:
     backward reads them with dO and writes dQ dK dV.
     """
     element = bytes_of(work.format)
-    query = work.batch * work.heads * work.seq_q * work.head_dim
-    key = work.batch * work.kv_heads * work.seq_k * work.head_dim
-    statistics = 4.0 * work.batch * work.heads * work.seq_q
+    rows = work.batch * work.heads * work.seq_q
+    query, out = rows * work.head_dim, rows * work.value_dim
+    keys_and_values = work.batch * work.kv_heads * work.seq_k * (work.head_dim + work.value_dim)
+    statistics = 4.0 * rows
     if work.phase == "forward":
-        return element * (2 * query + 2 * key) + statistics
-    return (
-        element * (3 * query + 2 * key) + element * (query + 2 * key) + 8.0 * query + 2 * statistics
-    )  # dQ is summed in fp32
+        return element * (query + out + keys_and_values) + statistics
+    read, written = query + 2 * out + keys_and_values, query + keys_and_values
+    return element * (read + written) + 8.0 * query + 2 * statistics  # dQ is summed in fp32

@@ -237,19 +237,20 @@ class SystolicArray:
         """
         element, block = bytes_of(work.format), _ATTENTION_BLOCK
         room = sram.capacity_bytes / self.count
-        while block > 8 and block * (5.0 * element * work.head_dim + _SUM_BYTES * (block + work.head_dim)) > room:
+        tensors = 3.0 * work.head_dim + 2.0 * work.value_dim
+        while block > 8 and block * (element * tensors + _SUM_BYTES * (block + work.value_dim)) > room:
             block //= 2
         return block, block
 
     def attention_pair_cycles(self, work: Attention, rows: int, keys: int, constants: AttentionConstants) -> float:
         """Cycles of one array for a pair of blocks: scores and values; backward scores, dP, dV, dQ and dK."""
-        rate, dim = self._rate(work.format), work.head_dim
+        rate, dim, value = self._rate(work.format), work.head_dim, work.value_dim
         scores = self.steady_cycles(rows, keys, dim, rate)
-        values = self.steady_cycles(rows, dim, keys, rate)
         if work.phase == "forward":
-            return (scores + values) / constants.share(work)
-        transposed = self.steady_cycles(keys, dim, rows, rate)
-        return (2 * scores + values + 2 * transposed) / constants.share(work)
+            return (scores + self.steady_cycles(rows, value, keys, rate)) / constants.share(work)
+        gradients = self.steady_cycles(rows, keys, value, rate) + self.steady_cycles(keys, value, rows, rate)
+        gradients += self.steady_cycles(rows, dim, keys, rate) + self.steady_cycles(keys, dim, rows, rate)
+        return (scores + gradients) / constants.share(work)
 
     def attention_hbm_bytes(self, work: Attention, pairs: int, keys: int, sram: Sram) -> float:
         """Every tensor once, if keys and values of the heads in work fit in half of SRAM; else they are read again for
@@ -257,10 +258,11 @@ class SystolicArray:
         """
         element = bytes_of(work.format)
         once = compulsory_bytes(work)
-        kept = 2.0 * element * work.seq_k * work.head_dim
+        width = element * (work.head_dim + work.value_dim)
+        kept = width * work.seq_k
         if self.count * kept <= sram.capacity_bytes / 2.0:
             return once
-        again = 2.0 * element * pairs * min(keys, work.seq_k) * work.head_dim - kept
+        again = width * pairs * min(keys, work.seq_k) - kept
         return once + work.batch * work.heads * max(0.0, again)
 
 

@@ -107,3 +107,19 @@ def test_what_a_kernel_cannot_do_is_one_sentence() -> None:
         A100.cost(replace(attention(), format="fp32"))
     with pytest.raises(InputError, match="every size must be at least 1"):
         A100.cost(replace(attention(), heads=0))
+
+
+@pytest.mark.parametrize("chip", [H100, load("tpu-v5p")], ids=["tensor cores", "systolic arrays"])
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_values_narrower_than_keys_cost_their_own_products_and_bytes(chip: Accelerator, phase: Phase) -> None:
+    """DeepSeek-V2's heads: 192 wide in queries and keys, 128 in values and results (arXiv 2405.04434, section 2.1)."""
+    latent = replace(attention(phase=phase), head_dim=192, value_dim=128)
+    narrow, wide = replace(latent, head_dim=128), replace(latent, value_dim=192)
+    cost = chip.cost(latent)
+    per_head = 2 * (192 + 128) if phase == "forward" else 2 * (3 * 192 + 2 * 128)
+    assert cost.flops == per_head * 8192**2 * 16 * 2
+    assert chip.cost(narrow).time_s < cost.time_s < chip.cost(wide).time_s
+    rows = 2 * 16 * 8192
+    moved = (2 * 192 + 2 * 128) * 2 + 4 if phase == "forward" else (4 * 192 + 4 * 128) * 2 + 8 * 192 + 8
+    assert cost.bytes_per_level["hbm"] == rows * moved
+    assert wide == replace(wide, value_dim=0, head_dim=192)
