@@ -117,14 +117,23 @@ class ElementWork:
     kind: Literal["stream", "row", "gather", "transpose"]
 
 
-# Operations per output element as the formulas have them.
+# Operations per output element as the formulas have them; a trailing u: the other operand is one number. A quotient is
+# a reciprocal and a product, a power is log2, product and exp2; rope turns pairs of elements by one angle, whose sine
+# and cosine are read from a small table.
 ELEMENT_WORK: dict[str, ElementWork] = {
     "add": ElementWork(2, 1, 0, "stream"),
     "mul": ElementWork(2, 1, 0, "stream"),
+    "div": ElementWork(2, 1, 1, "stream"),
+    "pow": ElementWork(2, 1, 2, "stream"),
+    "addu": ElementWork(1, 1, 0, "stream"),
+    "mulu": ElementWork(1, 1, 0, "stream"),
+    "divu": ElementWork(1, 1, 0, "stream"),  # by one number: a product with its reciprocal
+    "powu": ElementWork(1, 1, 0, "stream"),  # a small whole power: products
     "relu": ElementWork(1, 1, 0, "stream"),
     "gelu": ElementWork(1, 6, 1, "stream"),
     "tanh": ElementWork(1, 0, 1, "stream"),
     "silu_mul": ElementWork(2, 2, 2, "stream"),
+    "rope": ElementWork(1, 3, 0, "stream"),
     "softmax": ElementWork(1, 4, 1, "row"),
     "layernorm": ElementWork(1, 8, 0, "row"),
     "rmsnorm": ElementWork(1, 5, 0, "row"),

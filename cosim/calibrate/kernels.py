@@ -19,7 +19,7 @@ from hwmodels.memory.hbm import KINDS
 from hwmodels.units import InputError
 from hwmodels.work import Gemm, Pass
 
-GEMM_FLOOR_S = 20e-6  # below it, vidur's resolution of 1 us and the launch are what one sees
+SHORT_S = 20e-6  # below it, vidur's resolution of 1 us and the launch are what one sees
 # Chips whose rows speak about this chip's cores.
 RELATIVES: dict[str, tuple[str, ...]] = {
     "a100-sxm-80gb": ("a100-pcie-80gb", "a100-pcie-40gb"),
@@ -28,7 +28,7 @@ RELATIVES: dict[str, tuple[str, ...]] = {
     "v100-sxm2-16gb": ("v100-pcie-32gb",),
 }
 # Sources that time a kernel from the host: rows below this many times the source's floor say nothing about the device.
-_HOST_FLOOR = {"llmcompass": 5.0}
+HOST_FLOOR = {"llmcompass": 5.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def gemm_rows(rows: Sequence[Row], chips: Chips, source: str, formats: tuple[str
 
 def _above_floor(rows: Sequence[Row], source: str) -> list[Row]:
     """Rows of at least 20 us and, where a source times from the host, of five times its shortest."""
-    floor = max(GEMM_FLOOR_S, _HOST_FLOOR.get(source, 0.0) * min((row.time_s for row in rows), default=0.0))
+    floor = max(SHORT_S, HOST_FLOOR.get(source, 0.0) * min((row.time_s for row in rows), default=0.0))
     return [row for row in rows if row.time_s >= floor]
 
 

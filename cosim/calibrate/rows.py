@@ -2,21 +2,20 @@
 
 import csv
 import hashlib
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cosim.cost import IMPLEMENTATIONS
+from cosim.cost.rows import ATTENTION, algorithm_of, collective, kernels, op_of, positive, whole
 from hwmodels.units import InputError
-from hwmodels.vector_unit import ELEMENT_WORK
-from hwmodels.work import Attention, Collective, Gemm, Pass, Phase
+from hwmodels.work import Attention, Collective, Gemm, Pass
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One measured kernel or collective: `works` ran one after the other in `time_s`. `fitted` says which half it is
-    in.
+    in; `label` names the attention algorithm, or the system of a collective.
     """
 
     id: str
@@ -27,6 +26,7 @@ class Row:
     time_s: float
     fitted: bool
     label: str = ""
+    note: str = ""
 
 
 def in_fitted_half(id: str) -> bool:
@@ -37,93 +37,78 @@ def in_fitted_half(id: str) -> bool:
 
 
 def read_kernels(path: Path) -> list[Row]:
-    """The rows of a kernels.csv that one of the hardware models can price; others are left out.
-
-    Raises InputError: no such file, or a column missing.
-    """
-    return [row for row in map(_kernel, _read(path, "op")) if row is not None]
+    """The timed rows of a kernels.csv. Raises InputError: no such file, a column missing, a row that is no kernel."""
+    return list(_rows(path, "op", _kernel))
 
 
 def read_collectives(path: Path) -> list[Row]:
     """The rows of a collectives.csv; ids are made of system, collective, devices and bytes.
 
-    Raises InputError: no such file, or a column missing.
+    Raises InputError: no such file, a column missing, a row that is no collective.
     """
-    return [_collective(raw) for raw in _read(path, "collective")]
+    return list(_rows(path, "collective", _collective))
 
 
-def _read(path: Path, column: str) -> Iterable[dict[str, str]]:
+def is_collectives(path: Path) -> bool:
+    """Whether a csv file is one of collectives, by its columns. Raises InputError: it is neither, or unreadable."""
+    columns = next(iter(_lines(path)), [])
+    if "collective" not in columns and "op" not in columns:
+        raise InputError(f"{path}: has neither a column 'op' nor 'collective'; its columns are {', '.join(columns)}")
+    return "collective" in columns
+
+
+def _lines(path: Path) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.reader(file))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if rows and column not in rows[0]:
-        raise InputError(f"{path}: has no column {column!r}; its columns are {', '.join(rows[0])}")
-    return rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: is not a csv file: {error}") from None
+
+
+def _rows(path: Path, column: str, read: Any) -> Iterator[Row]:
+    lines = _lines(path)
+    if not lines:
+        raise InputError(f"{path}: is empty; it must be a csv file with a column {column!r}")
+    columns = lines[0]
+    for needed in (column, "accelerator", "time_us"):
+        if needed not in columns:
+            raise InputError(f"{path}: has no column {needed!r}; its columns are {', '.join(columns)}")
+    for number, values in enumerate(lines[1:], 2):
+        if not values:
+            continue
+        if len(values) != len(columns):
+            raise InputError(f"{path}, line {number}: has {len(values)} values for {len(columns)} columns")
+        raw = dict(zip(columns, values, strict=True))
+        try:
+            row = read(raw)
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from None
+        if row is not None:
+            yield row
 
 
 def _kernel(raw: dict[str, str]) -> Row | None:
-    if not raw["time_us"]:
+    seconds = positive(raw, "time_us")
+    if seconds is None:  # printed without a time
         return None
-    op, source, seconds = raw["op"], raw["source"], float(raw["time_us"]) * 1e-6
-    works: tuple[Gemm | Attention | Pass, ...]
-    label = ""
-    if op in ("gemm", "bmm", "grouped_gemm"):
-        works = (_gemm(raw),)
-    elif op.startswith("attention") and source == "flash_attention":
-        implementation = re.search(r"impl=(\w+)", raw["note"])
-        algorithm = IMPLEMENTATIONS.get(implementation[1] if implementation else "")
-        if algorithm is None:  # standard, pytorch, xformers: other graphs
-            return None
-        label = algorithm
-        phases: tuple[Phase, ...] = ("forward",) if op == "attention_fwd" else ("forward", "backward")
-        works = tuple(_attention(raw, algorithm, phase) for phase in phases)
-    else:
-        kind = op.removeprefix("elementwise_")
-        if kind not in ELEMENT_WORK:
-            return None
-        # Phi's parallel residual adds three tensors: two kernels.
-        twice = source == "vidur" and kind == "add" and raw["note"].startswith("phi-2")
-        works = (_pass(raw, kind),) * (2 if twice else 1)
-    return Row(raw["id"], source, raw["accelerator"], op, works, seconds, in_fitted_half(raw["id"]), label)
+    op, source, note = op_of(raw), raw.get("source", ""), raw.get("note", "")
+    algorithm = algorithm_of(raw) if op in ATTENTION else ""
+    works = kernels(raw, algorithm)
+    if source == "vidur" and op == "elementwise_add" and note.startswith("phi-2"):
+        works *= 2  # Phi's parallel residual adds three tensors: two kernels
+    id = raw.get("id") or "-".join(raw.values())
+    return Row(id, source, raw["accelerator"], op, works, seconds * 1e-6, in_fitted_half(id), algorithm, note)
 
 
-def _gemm(raw: dict[str, str]) -> Gemm:
-    layout = raw["layout"] if raw["layout"] in ("TN", "NN", "NT") else "TN"
-    output = "fp32" if layout == "NT" and raw["source"] == "simumax" else raw["dtype"]
-    m, n, k, batch = (int(raw[key] or 1) for key in ("m", "n", "k", "b"))
-    return Gemm(m, n, k, batch, raw["dtype"], output, layout)  # type: ignore[arg-type]
-
-
-def _attention(raw: dict[str, str], algorithm: str, phase: Phase) -> Attention:
-    seq = int(raw["seq"])
-    heads, kv_heads = int(raw["heads"]), int(raw["kv_heads"] or raw["heads"])
-    causal = raw["causal"] == "True"
-    return Attention(
-        algorithm, phase, int(raw["b"]), heads, kv_heads, seq, seq, int(raw["head_dim"]), causal, raw["dtype"]
-    )
-
-
-def _pass(raw: dict[str, str], kind: str) -> Pass:
-    work = ELEMENT_WORK[kind]
-    elements = float(int(raw["m"] or 1) * int(raw["n"] or 1) * int(raw["b"] or 1))
-    element = 4.0 if raw["dtype"] == "fp32" else 2.0
-    return Pass(
-        read_bytes=work.reads * element * elements,
-        write_bytes=element * elements,
-        vector_ops=work.vector_ops * elements,
-        special_ops=work.special_ops * elements,
-        format=raw["dtype"],
-        kind=work.kind,
-    )
-
-
-def _collective(raw: dict[str, str]) -> Row:
-    id = "-".join((raw["system"], raw["collective"], raw["devices"], raw["devices_per_node"], raw["bytes"]))
-    devices, per_node = int(raw["devices"]), int(raw["devices_per_node"])
+def _collective(raw: dict[str, str]) -> Row | None:
+    seconds = positive(raw, "time_us")
+    if seconds is None:
+        return None
+    system, kind = raw.get("system", ""), op_of({"collective": raw["collective"]})
     # vTrain's table gives the node's size there, vidur's how many of the group sit on one node.
-    kind = raw["collective"]
-    work = Collective(kind, float(raw["bytes"]), devices, min(devices, per_node))  # type: ignore[arg-type]
-    seconds = float(raw["time_us"]) * 1e-6
-    return Row(id, raw["source"], raw["accelerator"], kind, (work,), seconds, in_fitted_half(id), raw["system"])
+    work = collective(raw, whole(raw, "devices_per_node"))
+    id = "-".join((system, kind, raw["devices"], raw["devices_per_node"], raw["bytes"]))
+    source = raw.get("source", "")
+    return Row(id, source, raw["accelerator"], kind, (work,), seconds * 1e-6, in_fitted_half(id), system)
