@@ -22,6 +22,7 @@ from hwmodels.units import format_quantity
 
 Floats = NDArray[np.float64]
 Remedy = Callable[[float], str]
+_LINES_NAMED = 5  # of the model's code, in a warning
 _LIMITS = {
     "compute": "matrix units",
     "memory": "memory bandwidth",
@@ -199,6 +200,22 @@ def peak_bytes(played: Played) -> float:
 
 
 def _warnings(played: Played) -> tuple[str, ...]:
+    return (*_assumed_branches(played.graph), *_idle_recomputation(played))
+
+
+def _assumed_branches(graph: OpGraph) -> tuple[str, ...]:
+    """That the model's control flow is one of several: see `cosim.trace.values`."""
+    found = graph.provenance.get("assumed_values", ())
+    if not found:
+        return ()
+    lines = ", ".join(found[:_LINES_NAMED]) + (f" and {len(found) - _LINES_NAMED} more" if found[_LINES_NAMED:] else "")
+    return (
+        f"workload.model: its control flow depends on the values of its tensors; assumed is what it reads of small "
+        f"random ones: {lines}",
+    )
+
+
+def _idle_recomputation(played: Played) -> tuple[str, ...]:
     training, graph = played.spec.training, played.graph
     if training.recompute == "none" or (graph.op_phase == Phase.RECOMPUTE).any():
         return ()

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosim.graph import Phase
+from cosim.trace.values import Told, reads_values
 from cosim.trace.vocabulary import ATTRIBUTE_NAMES, KEPT_ARGUMENTS, lookup
 
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
@@ -67,14 +68,18 @@ class HostNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fills `recording` while it is active; `progress(ops)` is called every 500 operators."""
+    """Fills `recording` while it is active; `progress(ops)` is called every 500 operators.
 
-    def __init__(self, progress: Callable[[int], None] | None = None) -> None:
+    Forward and backward are `told` the numbers that the module's code reads of its tensors.
+    """
+
+    def __init__(self, progress: Callable[[int], None] | None = None, told: Told | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self.in_optimizer = False
         self.place: tuple[int, int] | None = None  # phase and module row, where what runs is a captured graph
         self._progress = progress
+        self._told = told
         self._operators: dict[Any, _Operator] = {}
         self._layouts: dict[Layout, int] = {}
         self._kinds: dict[tuple[Any, ...], int] = {}
@@ -92,7 +97,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._made_in_step(args[0]):
                 self._record(func, args, kwargs, None)
             return 1.0  # else a step count: a number that the host already has
-        result = func(*args, **kwargs)
+        if self._told is not None and not self.in_optimizer and reads_values(func):
+            result = self._told.answer(func, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
         if func.namespace != "profiler":
             self._record(func, args, kwargs, result)
         return result

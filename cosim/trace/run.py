@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,17 +19,18 @@ from cosim.trace.options import TraceOptions
 from cosim.trace.recorder import Recorder
 from cosim.trace.replacements import cuda_autocast, cuda_operators
 from cosim.trace.sizes import SizeDecoder
-from cosim.trace.step import DataDependentError, Progress, Source, is_own_decoder, provenance_of
+from cosim.trace.step import DataDependentError, Progress, Source, UnknownValueError, is_own_decoder, provenance_of
+from cosim.trace.values import Telling, Told, raised_at
 from hwmodels.units import InputError
 from workloads.build import build_module
 from workloads.model import ModelConfig
 from workloads.training import loss_of_output
 
-_DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+_DYNAMIC_SHAPE = (DynamicOutputShapeException, GuardOnDataDependentSymNode)
 _LONGEST = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "block_size")
 
 
-def probing_limits(model: Source, options: TraceOptions) -> tuple[set[int], int | None]:
+def probing_limits(model: Source, options: TraceOptions, told: Told | None = None) -> tuple[set[int], int | None]:
     """(every dimension of the parameters, the longest sequence or None if unknown): what probing sizes must respect."""
     if is_own_decoder(model):
         fields = [getattr(model, name) for name in ModelConfig.__dataclass_fields__]
@@ -37,7 +38,7 @@ def probing_limits(model: Source, options: TraceOptions) -> tuple[set[int], int 
         dimensions |= {model.heads * model.head_dim, (model.heads + 2 * model.kv_heads) * model.head_dim}
         return dimensions, model.max_positions if model.pos_emb == "learned" else None
     with _fake(options):
-        module = _build(model, options, options.sequence)
+        module = build(model, options, options.sequence, told)
         tensors = [*module.parameters(), *module.buffers()]
         config = getattr(module, "config", None)
         longest = [getattr(config, name, None) for name in _LONGEST]
@@ -47,20 +48,23 @@ def probing_limits(model: Source, options: TraceOptions) -> tuple[set[int], int 
     return {size for tensor in tensors for size in tensor.shape}, min(found, default=None)
 
 
-def record(model: Source, options: TraceOptions, decoder: SizeDecoder, progress: Progress | None) -> OpGraph:
+def record(
+    model: Source, options: TraceOptions, decoder: SizeDecoder, progress: Progress | None, told: Told | None = None
+) -> OpGraph:
     """The graph of a step at the decoder's sizes (the options' sizes where it has None).
 
-    Raises InputError if the module fails, DataDependentError if it needs values that fake tensors do not have.
+    `told` has the numbers that the module's code reads of its tensors. Raises InputError if the module fails,
+    UnknownValueError if it reads a number that is not told, DataDependentError if shapes depend on values.
     """
     batch, sequence = decoder.batch or options.batch, decoder.sequence or options.sequence
-    recorder = Recorder(_counter(progress))
+    recorder = Recorder(_counter(progress), told)
     with _fake(options), cuda_operators(), _without_garbage_collection():
-        module = _build(model, options, sequence)
-        inputs, labels = _inputs(module, batch, sequence)
+        module = build(model, options, sequence, told)
+        inputs, labels = inputs_of(module, batch, sequence)
         optimizer = OptimizerStep(module, options)
         roles = _register(recorder, module, optimizer, inputs, labels)
-        with _explained(), _recorded(recorder, module, options, inputs, labels) as forward, recorder:
-            with _autocast(options):
+        with explained(), _recorded(recorder, module, options, inputs, labels) as forward, recorder:
+            with autocast(options):
                 loss = forward()
             loss = optimizer.scaled(loss)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -80,6 +84,20 @@ def _recorded(
     recorder: Recorder, module: nn.Module, options: TraceOptions, inputs: Any, labels: Tensor
 ) -> Iterator[Callable[[], Tensor]]:
     """The function that computes the loss, by the options' frontend."""
+    loss = loss_of(module, options)
+    if options.frontend == "eager":
+        with recorder.modules_of(module):
+            yield lambda: loss(inputs, labels)
+        return
+    from cosim.trace.compiled import captured
+
+    with autocast(options):
+        forward = captured(loss, module, recorder, inputs, labels)
+    yield forward
+
+
+def loss_of(module: nn.Module, options: TraceOptions) -> Callable[[Any, Tensor], Tensor]:
+    """The scalar loss of the module as a function of its inputs and labels."""
 
     def loss(inputs: Any, labels: Tensor) -> Tensor:
         return loss_of_output(
@@ -90,18 +108,11 @@ def _recorded(
             logged=options.logged_losses,
         )
 
-    if options.frontend == "eager":
-        with recorder.modules_of(module):
-            yield lambda: loss(inputs, labels)
-        return
-    from cosim.trace.compiled import captured
-
-    with _autocast(options):
-        forward = captured(loss, module, recorder, inputs, labels)
-    yield forward
+    return loss
 
 
-def _autocast(options: TraceOptions) -> AbstractContextManager[None]:
+def autocast(options: TraceOptions) -> AbstractContextManager[None]:
+    """The options' autocast, as a CUDA device has it."""
     return cuda_autocast(DTYPES.get(str(options.autocast_format)), options.autocast_norms_in_fp32)
 
 
@@ -124,11 +135,17 @@ class _OneFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _fake(options: TraceOptions) -> Iterator[None]:
     """Fake tensors, and the options' parameter format as the default format."""
+    with default_format(options), _OneFakeMode(allow_non_fake_inputs=True):
+        yield
+
+
+@contextmanager
+def default_format(options: TraceOptions) -> Iterator[None]:
+    """The options' parameter format as the default format."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[options.parameter_format])
     try:
-        with _OneFakeMode(allow_non_fake_inputs=True):
-            yield
+        yield
     finally:
         torch.set_default_dtype(before)
 
@@ -146,47 +163,57 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Whatever the module raises becomes one sentence."""
     try:
         yield
-    except InputError:
+    except InputError as error:
+        if isinstance(error.__cause__, DataDependentOutputException):  # while a loader built the module
+            raise UnknownValueError(_UNKNOWN_VALUE.format(raised_at(error.__cause__))) from error
         raise
-    except _DATA_DEPENDENT as error:
+    except DataDependentOutputException as error:
+        raise UnknownValueError(_UNKNOWN_VALUE.format(raised_at(error))) from error
+    except _DYNAMIC_SHAPE as error:
         raise DataDependentError(
-            f"model: its control flow or shapes depend on the values of its tensors ({_one_line(error)}), "
-            "which a trace does not have; use an operator whose shapes are fixed"
+            f"model: {raised_at(error)} makes a tensor whose shape depends on the values of its tensors "
+            f"({getattr(error, 'func', type(error).__name__)}), which a trace does not have; use an operator whose "
+            "shape is fixed (torch.where(mask, x, 0) for x[mask])"
         ) from error
     except (Exception, SystemExit) as error:
         raise InputError(f"model: the training step raised {_one_line(error)}") from error
+
+
+_UNKNOWN_VALUE = "model: its control flow depends on the values of its tensors at {}, which a trace does not have"
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".partition("\n\nWhile executing")[0].split())[:300]
 
 
-def _build(model: Source, options: TraceOptions, sequence: int) -> nn.Module:
-    if callable(model):
-        with _explained():
+def build(model: Source, options: TraceOptions, sequence: int, told: Told | None = None) -> nn.Module:
+    """The module in training mode; `told` has the numbers that its constructor reads of tensors."""
+    with explained(), nullcontext() if told is None else Telling(told):
+        if callable(model):
             module = model()
-    else:
-        attention: Any = options.attention
-        module = build_module(model, attention=attention, dropout=options.dropout, seq_len=sequence)
+        else:
+            attention: Any = options.attention
+            module = build_module(model, attention=attention, dropout=options.dropout, seq_len=sequence)
     return module.train()
 
 
-def _inputs(module: nn.Module, batch: int, sequence: int) -> tuple[Any, Tensor]:
+def inputs_of(module: nn.Module, batch: int, sequence: int) -> tuple[Any, Tensor]:
     """The module's inputs (tensor, tuple or mapping of tensors) and labels: its own, or (batch, sequence)."""
-    labels = torch.empty((batch, sequence), dtype=torch.int64)
+    labels = torch.zeros((batch, sequence), dtype=torch.int64)
     example = getattr(module, "example_inputs", None)
     own_labels = getattr(module, "example_labels", None)
     if callable(own_labels):
-        with _explained():
+        with explained():
             labels = own_labels(batch, sequence)
     if callable(example):
-        with _explained():
+        with explained():
             return example(batch, sequence), labels
-    return torch.empty((batch, sequence), dtype=torch.int64), labels
+    tables = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
+    return torch.randint(0, min(tables, default=2), (batch, sequence)), labels
 
 
 def _call(module: nn.Module, inputs: Any) -> Any:

@@ -25,12 +25,18 @@ from workloads.model import Model, ModelConfig
 if TYPE_CHECKING:
     import torch
 
+    from cosim.trace.values import Told, Values
+
 Progress = Callable[[str, float | None], None]
 Source = Model | Callable[[], "torch.nn.Module"]
 
 
 class DataDependentError(InputError):
-    """The module's control flow depends on the values of its tensors, which a trace does not have."""
+    """The module's control flow or shapes depend on the values of its tensors, which a trace does not have."""
+
+
+class UnknownValueError(DataDependentError):
+    """The module's code reads a number of its tensors, which a run on small real tensors may tell."""
 
 
 class GraphBreakError(InputError):
@@ -42,26 +48,54 @@ def trace(model: Source, options: TraceOptions | None = None, progress: Progress
 
     `model` is a configuration, a Hugging Face or user module, or a function that builds a module. Where the module
     could not run at the probing sizes, `axes` lacks "batch" or "sequence"; `provenance["fixed"]` names them with their
-    size. Raises InputError: PyTorch is missing, the module cannot be built, its forward or backward fails, or its
-    control flow depends on data.
+    size. Where its control flow depends on data, it takes the branches that small random tensors take, and
+    `provenance["assumed_values"]` names their lines. Raises InputError: PyTorch is missing, the module cannot be
+    built, its forward or backward fails, or its shapes depend on data.
     """
     options = options or TraceOptions()
     start = time.perf_counter()
     tell = progress or (lambda text, fraction: None)
     tell("importing torch", None)
     try:
-        from cosim.trace.run import probing_limits, record
+        from cosim.trace.rehearsal import rehearse
     except ModuleNotFoundError as error:
         raise InputError(f"tracing a model needs {error.name}; install it with: pip install cosim[trace]") from error
 
     model = canonical(model, options.sequence)
     tell("building the model", None)
+    try:
+        graph = _traced(model, options, progress, None)
+    except UnknownValueError:
+        if options.frontend == "compile":
+            raise
+        tell("running small real tensors through the model, whose control flow depends on values", None)
+        graph = _traced(model, options, progress, rehearse(model, options))
+    seconds = round(time.perf_counter() - start, 3)
+    return bind(dataclasses.replace(graph, provenance={**graph.provenance, "seconds": seconds}), options)
+
+
+def _traced(model: Source, options: TraceOptions, progress: Progress | None, values: Values | None) -> OpGraph:
+    """The graph at the first sizes at which the module can be traced, told the `values` that its code reads."""
+    from cosim.trace.run import probing_limits, record
+
+    def told(batch: int | None, sequence: int | None, again: bool = False) -> Told | None:
+        sizes = batch or options.batch, sequence or options.sequence
+        return None if values is None else values.told(sizes, again)
+
+    def at(decoder: SizeDecoder, again: bool = False) -> OpGraph:
+        return record(model, options, decoder, progress, told(decoder.batch, decoder.sequence, again))
+
     failure: InputError | None = None
-    for decoder, second in _attempts(model, options, *probing_limits(model, options)):
+    for decoder, second in _attempts(model, options, *probing_limits(model, options, told(None, None))):
+        if values and values.varying and second is None:
+            raise DataDependentError(
+                f"model: {values.varying[0]} reads a whole number that depends on the values of its tensors, and its "
+                "operators or their shapes follow that number, which a trace does not have"
+            )
         try:
-            graph = record(model, options, decoder, progress)
+            graph = at(decoder)
             if second is not None:
-                again = record(model, options, second, progress)
+                again = at(second, again=True)
                 if options.frontend == "compile":  # `again` is at the actual sizes, and decides
                     graph = graph if same_step(bind(graph, options), again) else again
                 elif not same_step(graph, again):
@@ -72,8 +106,8 @@ def trace(model: Source, options: TraceOptions | None = None, progress: Progress
         except InputError as error:
             failure = error
             continue
-        seconds = round(time.perf_counter() - start, 3)
-        return bind(dataclasses.replace(graph, provenance={**graph.provenance, "seconds": seconds}), options)
+        notes = {"assumed_values": values.assumed} if values and values.assumed else {}
+        return dataclasses.replace(graph, provenance={**graph.provenance, **notes})
     assert failure is not None
     raise failure
 

@@ -123,14 +123,6 @@ def test_an_operator_outside_the_vocabulary_costs_its_bytes_and_is_listed() -> N
     assert kind_bytes(graph, graph.kinds[graph.op_kind[op]]) == (size, size)
 
 
-def test_data_dependent_control_flow_is_one_clear_sentence() -> None:
-    def body(x: Tensor) -> Tensor:
-        return x * 2 if x.sum() > 0 else x
-
-    with pytest.raises(InputError, match="depend on the values of its tensors"):
-        trace(lambda: Tiny(body), TraceOptions())
-
-
 def test_a_failing_forward_names_its_exception() -> None:
     def body(x: Tensor) -> Tensor:
         return x.view(3, 5)
