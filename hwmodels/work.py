@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Phase = Literal["forward", "backward"]
+_METADATA_BITS = 2.0  # per element that 2:4 sparsity keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +12,8 @@ class Gemm:
     """`batch` products C[m, n] += A[m, k] B[k, n]; `layout` as BLAS writes it (TN forward, NN dgrad, NT wgrad of a
     linear layer).
 
-    `epilogue_bytes` are read or written by a fused epilogue.
+    `epilogue_bytes` are read or written by a fused epilogue. `sparsity` "2:4": of every four elements of B along k two
+    are zero and left out, and two bits say where each that is kept belongs (Mishra et al., arXiv 2104.08378).
     """
 
     m: int
@@ -22,6 +24,16 @@ class Gemm:
     output_format: str = "bf16"
     layout: Literal["TN", "NN", "NT"] = "TN"
     epilogue_bytes: float = 0.0
+    sparsity: Literal["dense", "2:4"] = "dense"
+
+    @property
+    def multiplied(self) -> float:
+        """Share of B's elements that are multiplied."""
+        return 1.0 if self.sparsity == "dense" else 0.5
+
+    def compressed_bytes(self, element_bytes: float) -> float:
+        """Bytes that an element of B takes on average where a dense one takes `element_bytes`, metadata included."""
+        return element_bytes if self.sparsity == "dense" else 0.5 * (element_bytes + _METADATA_BITS / 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +93,19 @@ class Collective:
 
     all_gather: bytes is the gathered output; reduce_scatter: the unreduced input; all_reduce: the buffer; all_to_all:
     the buffer that each rank holds; broadcast, send_recv: the message.
+
+    Where members sit: `stride` devices from one to the next; devices between them are in groups alike, at work at the
+    same time. `concurrent` groups alike have members on the same nodes and share those nodes' ports. Of 64 devices in
+    nodes of eight, tensor-parallel groups of eight are (8, per_node 8), and the data-parallel groups across them
+    (8, per_node 1, stride 8, concurrent 8).
     """
 
     kind: Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"]
     bytes: float
     devices: int
     per_node: int
+    stride: int = 1
+    concurrent: int = 1
 
 
 @dataclass(frozen=True, slots=True)

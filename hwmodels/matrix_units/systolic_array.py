@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from hwmodels.matrix_units.attention import AttentionConstants, compulsory_bytes
 from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.sram import Sram
-from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of
+from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of, number_format
 from hwmodels.parameters import Section
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Cost, Gemm
@@ -104,6 +104,8 @@ class SystolicArray:
         return self.rows * self.columns * self._rate(format)
 
     def _rate(self, format: str) -> float:
+        if number_format(format).scaled_by_unit:
+            return self.formats.get(format, 0.0)
         return self.formats.get(format) or self.formats.get(COMPUTES_AS.get(format, ""), 0.0)
 
     def cycles(self, m: int, n: int, k: int, batch: int = 1, rate: float = 1.0) -> int:
@@ -163,6 +165,8 @@ class SystolicArray:
         flops = 2.0 * work.batch * work.m * work.n * work.k
         if rate == 0.0 and simd_flops == 0.0:
             raise InputError(f"this matrix unit has no {work.format}; it has {', '.join(self.formats)}")
+        if work.sparsity != "dense":
+            raise InputError("a systolic array has no 2:4 structured sparsity; tensor cores may have it")
         cycles = self.cycles(work.m, work.n, work.k, work.batch, rate) if rate else None
         compute = flops / simd_flops if cycles is None else cycles / (self.clock_hz * self.efficiency)
         hbm_bytes = self.hbm_bytes(work, sram.capacity_bytes)

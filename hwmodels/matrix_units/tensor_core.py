@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from hwmodels.matrix_units.attention import AttentionConstants, compulsory_bytes, gpu_block, gpu_pair_cycles
 from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.sram import Sram
-from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of
+from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of, number_format
 from hwmodels.parameters import Section
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Cost, Gemm
@@ -20,6 +20,7 @@ TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (6
 _LARGEST = 256 * 128
 _HALVINGS = {tile: math.log2(_LARGEST / (tile[0] * tile[1])) for tile in TILES}
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+_BLOCK_SCALED = tuple(name for name, f in FORMATS.items() if f.scaled_by_unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class TensorCore:
     level?
 
     `formats`: dense multiply-accumulates per core (streaming multiprocessor) and cycle; `shared_memory_bytes` per
-    core.
+    core. `block_scaled`: formats whose blocks' scales the unit applies, with their rate over their elements' rate.
+    `structured_sparsity`: rate of products with 2:4 sparse weights over dense ones; 0 where the unit has none.
     """
 
     cores: int
@@ -79,6 +81,8 @@ class TensorCore:
     formats: dict[str, float]
     shared_memory_bytes: float
     constants: GemmConstants
+    block_scaled: dict[str, float] = field(default_factory=dict)
+    structured_sparsity: float = 0.0
 
     unit = "tensor-core"
     shared_level = "l2"
@@ -92,13 +96,18 @@ class TensorCore:
             formats=section.table("formats", tuple(FORMATS), required=True),
             shared_memory_bytes=section.quantity("shared_memory", "data"),
             constants=GemmConstants.read(calibration),
+            block_scaled=section.table("block_scaled", _BLOCK_SCALED),
+            structured_sparsity=section.number("structured_sparsity", 0.0, high=2.0, zero=True),
         )
         section.close()
         return part
 
     def macs_per_cycle(self, format: str) -> float:
         """Multiply-accumulates per core and cycle in `format`; 0 where the unit lacks it."""
-        return self.formats.get(format) or self.formats.get(COMPUTES_AS.get(format, ""), 0.0)
+        if format in self.formats:
+            return self.formats[format]
+        rate = self.formats.get(COMPUTES_AS.get(format, ""), 0.0)
+        return rate * self.block_scaled.get(format, 0.0) if format in _BLOCK_SCALED else rate
 
     @property
     def fixed_time_s(self) -> float:
@@ -126,16 +135,22 @@ class TensorCore:
         format (fp32).
         """
         c = self.constants
-        element, out = bytes_of(work.format), bytes_of(work.output_format)
+        a, out = bytes_of(work.format), bytes_of(work.output_format)
+        element = a, work.compressed_bytes(a)
         macs = self.macs_per_cycle(work.format)
         core_flops = 2.0 * macs * self.clock_hz * c.efficiency if macs else simd_flops / self.cores * c.simd_efficiency
         if core_flops == 0:
             raise InputError(f"this matrix unit has no {work.format}; it has {', '.join(self.formats)}")
         core_flops *= {"TN": 1.0, "NN": c.dgrad, "NT": c.wgrad}[work.layout]
         core_flops *= c.formats.get(work.format) or c.formats.get(COMPUTES_AS.get(work.format, ""), 1.0)
-        if macs and _unaligned(work, element):
+        if macs and _unaligned(work):
             core_flops *= c.unaligned
-        compulsory = work.batch * (element * work.k * (work.m + work.n) + out * work.m * work.n) + work.epilogue_bytes
+        if work.sparsity != "dense":
+            if not self.structured_sparsity:
+                raise InputError("this matrix unit has no 2:4 structured sparsity (matrix.structured_sparsity)")
+            core_flops *= self.structured_sparsity
+        operands = work.batch * work.k * (element[0] * work.m + element[1] * work.n)
+        compulsory = operands + work.batch * out * work.m * work.n + work.epilogue_bytes
         rates = _Rates(
             hbm.rate("gemm"),
             sram.bandwidth_bytes_per_s * sram.multicast,
@@ -155,7 +170,7 @@ class TensorCore:
         time = total + c.fixed_time_s
         return Cost(
             time_s=time,
-            flops=2.0 * work.batch * work.m * work.n * work.k,
+            flops=2.0 * work.batch * work.m * work.n * work.k * work.multiplied,
             bytes_per_level={"hbm": hbm_bytes, "l2": l2_bytes},
             limited_by=limit if total > c.fixed_time_s else "latency",
             core_share=min(1.0, compute / time),
@@ -185,7 +200,7 @@ class TensorCore:
         tile: tuple[int, int],
         split: int,
         compute: float,
-        element: float,
+        element: tuple[float, float],
         out: float,
         l2: Sram,
         rates: "_Rates",
@@ -195,9 +210,10 @@ class TensorCore:
         rows, columns = -(-work.m // tile[0]), -(-work.n // tile[1])
         tiles = rows * columns * work.batch * split
         k = -(-work.k // split)
-        panel = (tile[0] + tile[1]) * k * element
+        panel = (tile[0] * element[0] + tile[1] * element[1]) * k
         partial = 8.0 * work.batch * split * work.m * work.n if split > 1 else 0.0  # fp32 sums written and read back
-        l2_bytes = tiles * panel + compulsory - work.batch * element * work.k * (work.m + work.n) + partial
+        operands = work.batch * work.k * (element[0] * work.m + element[1] * work.n)
+        l2_bytes = tiles * panel + compulsory - operands + partial
         l2_time = max(l2_bytes / rates.l2, -(-tiles // self.cores) * panel / rates.core_port)
         hbm_bytes = _hbm_bytes(work, tile, rows, columns, self.cores, element, out, l2.capacity_bytes)
         if partial > l2.capacity_bytes / 2:
@@ -217,31 +233,38 @@ class _Rates:
     core_port: float
 
 
-def _unaligned(work: Gemm, element: float) -> bool:
+def _unaligned(work: Gemm) -> bool:
     """Whether a dimension that is contiguous in memory is no multiple of 16 bytes, as tensor cores' loads need."""
-    step = max(1, int(16 / element))
+    step = max(1, 128 // number_format(work.format).bits)
     first = work.m if work.layout == "NT" else work.k
     return first % step != 0 or (work.n % step != 0 and work.n > 1)
 
 
 def _hbm_bytes(
-    work: Gemm, tile: tuple[int, int], rows: int, columns: int, cores: int, element: float, out: float, l2_bytes: float
+    work: Gemm,
+    tile: tuple[int, int],
+    rows: int,
+    columns: int,
+    cores: int,
+    element: tuple[float, float],
+    out: float,
+    l2_bytes: float,
 ) -> float:
     """Bytes from and to HBM: tiles are walked in groups of rows, so A is read once and B once per group, unless L2
     keeps it.
     """
-    a, b = element * work.m * work.k, element * work.n * work.k
+    a, b = element[0] * work.m * work.k, element[1] * work.n * work.k
     keep = l2_bytes / 2
     a_reads = b_reads = 1
     if work.batch == 1 or rows * columns > cores:
         if a > keep and b > keep:
             group = min(rows, max(1, round(math.sqrt(cores * tile[1] / tile[0]))))
             b_reads = -(-rows // group)
-            if group * tile[0] * work.k * element > keep:
+            if group * tile[0] * work.k * element[0] > keep:
                 a_reads = -(-columns // max(1, cores // group))
             other_group = min(columns, max(1, cores // group))
             other = a * -(-columns // other_group) + b * (
-                1 if other_group * tile[1] * work.k * element <= keep else b_reads
+                1 if other_group * tile[1] * work.k * element[1] <= keep else b_reads
             )
             if other < a * a_reads + b * b_reads:
                 return work.batch * (other + out * work.m * work.n) + work.epilogue_bytes

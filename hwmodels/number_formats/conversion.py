@@ -213,12 +213,14 @@ def _mx_scaled(blocks: NDArray[np.float32], format: NumberFormat) -> tuple[NDArr
     """E8M0 codes of the shared scales, and the elements over them."""
     element = number_format(format.element)
     values = blocks.astype(np.float64)
-    bad = ~np.isfinite(values).all(axis=-1)
+    bad: NDArray[np.bool_] = np.asarray(~np.isfinite(values).all(axis=-1))
     amax = np.where(bad, 1.0, np.abs(values).max(axis=-1, initial=0.0, where=np.isfinite(values)))
     exponent = np.where(amax > 0, np.frexp(amax)[1] - 1 - element.largest_exponent, -_E8M0_BIAS)
     exponent = np.clip(exponent, -_E8M0_BIAS, _E8M0_BIAS)
     codes = np.where(bad, _E8M0_NAN, exponent + _E8M0_BIAS).astype(np.uint8)
-    scaled = np.where(bad[..., None], 0.0, np.ldexp(np.where(np.isfinite(values), values, 0.0), -exponent[..., None]))
+    scaled = np.where(
+        bad[..., np.newaxis], 0.0, np.ldexp(np.where(np.isfinite(values), values, 0.0), -exponent[..., np.newaxis])
+    )
     return codes, scaled
 
 

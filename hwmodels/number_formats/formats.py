@@ -42,6 +42,11 @@ class NumberFormat:
         return (self.bits + (self.scale_bits / self.block if self.block else 0.0)) / 8.0
 
     @property
+    def scaled_by_unit(self) -> bool:
+        """Whether a matrix unit has to apply the blocks' scales itself: those narrower than fp32 (MX, NVFP4)."""
+        return 0 < self.scale_bits < 32
+
+    @property
     def is_float(self) -> bool:
         """Whether elements have an exponent."""
         return self.exponent_bits > 0
@@ -146,17 +151,21 @@ def _table() -> dict[str, NumberFormat]:
 
 FORMATS: dict[str, NumberFormat] = _table()
 
-# The rate at which a unit multiplies a format is listed under this name when it has no entry of its own. Formats whose
-# scales the unit has to apply itself (MX, NVFP4) are listed by their own names.
+# The rate at which a unit multiplies a format is listed under this name when it has no entry of its own.
 COMPUTES_AS = {
     "fp8_e4m3": "fp8",
     "fp8_e5m2": "fp8",
     "fp8_block128": "fp8",
-    "mxfp8_e5m2": "mxfp8",
+    "mxfp8": "fp8",
+    "mxfp8_e5m2": "fp8",
     "fp6_e3m2": "fp6",
     "fp6_e2m3": "fp6",
-    "mxfp6_e2m3": "mxfp6",
+    "mxfp6": "fp6",
+    "mxfp6_e2m3": "fp6",
     "fp4_e2m1": "fp4",
+    "mxfp4": "fp4",
+    "nvfp4": "fp4",
+    "mxint8": "int8",
 }
 
 

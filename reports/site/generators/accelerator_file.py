@@ -87,7 +87,7 @@ def _general(path: str) -> str:
     for number, word in enumerate(words):
         for known, placeholder in _PLACEHOLDERS:
             parent = words[number - 1] if number else ""
-            fits = parent in ("formats", "energy_per_flop", "energy_per_byte", "attention")
+            fits = parent in ("formats", "block_scaled", "energy_per_flop", "energy_per_byte", "attention")
             if fits and word in known:
                 words[number] = placeholder
             elif parent == "links":
