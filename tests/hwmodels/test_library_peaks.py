@@ -54,16 +54,31 @@ MI355X: dict[str, float] = {
     "fp6": 10066.3,
     "fp4": 10066.3,
 }
+MI200: dict[str, float] = {"fp64": 90.5, "fp32": 90.5, "bf16": 362.1, "fp16": 362.1, "int8": 362.1}
+AD102: dict[str, float] = {"fp32": 91.6, "tf32": 183, "bf16": 366.5, "fp16": 366.5, "fp8": 733, "int8": 733}
+# Products with fp32 sums, as the whitepaper's table has them beside twice that with fp16 sums.
+RTX_4090: dict[str, float] = {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2, "fp8": 330.3, "int8": 660.6}
+TRN2: dict[str, float] = {"fp32": 181, "tf32": 667, "bf16": 667, "fp16": 667, "fp8": 1299}
 # Google Cloud's tables of key specifications, and int8 of v5p as ml-engineering and the scaling book list it.
 TPU_V5P: dict[str, float] = {"bf16": 459, "fp8": 459, "int8": 918}
 TPU_V4: dict[str, float] = {"bf16": 275, "int8": 275}
-TEMPLATES = ("systolic-edge",)
+TEMPLATES = ("systolic-edge", "systolic-pod", "gpu-like")
 
 # Peaks, memory bandwidth (GB/s), capacity (GB or GiB), power limit (W; None where it is not published).
 DATASHEETS: dict[str, tuple[dict[str, float], float, int, int | None]] = {
+    "p4": ({"fp32": 5.5, "int8": 22}, 192, 8, 75),
+    "p100-pcie-16gb": ({"fp64": 4.7, "fp32": 9.3, "fp16": 18.7}, 732, 16, 250),
+    "t4": ({"fp32": 8.1, "fp16": 65, "int8": 130}, 320, 16, 70),
     "v100-sxm2-16gb": (V100, 900, 16, 300),
     "v100-sxm2-32gb": (V100, 900, 32, 300),
     "v100-pcie-32gb": (V100_PCIE, 900, 32, 250),
+    "v100-sxm3-32gb": (V100, 900, 32, 350),
+    "v100-sxm3-32gb-dgx2h": ({"fp16": 131}, 900, 32, 450),
+    "a40": ({"fp32": 37.4, "tf32": 74.8, "bf16": 149.7, "fp16": 149.7, "int8": 299.3}, 696, 48, 300),
+    "a10g": ({"fp32": 35, "tf32": 35, "bf16": 70, "fp16": 70, "int8": 140}, 600, 24, 300),
+    "l4": ({"fp32": 30.3, "tf32": 60.5, "bf16": 121, "fp16": 121, "fp8": 242.5, "int8": 242.5}, 300, 24, 72),
+    "l40s": (AD102, 864, 48, 350),
+    "rtx-4090": (RTX_4090, 1008, 24, 450),
     "a100-sxm-40gb": (A100, 1555, 40, 400),
     "a100-sxm-80gb": (A100, 2039, 80, 400),
     "a100-pcie-40gb": (A100, 1555, 40, 250),
@@ -79,11 +94,21 @@ DATASHEETS: dict[str, tuple[dict[str, float], float, int, int | None]] = {
     "gb200": (GB200, 8000, 186, 1200),
     "b300": (B300, 8000, 288, 1100),
     "gb300": (GB300, 8000, 288, 1400),
+    "mi100": ({"fp64": 11.5, "fp32": 46.1, "bf16": 92.3, "fp16": 184.6, "int8": 184.6}, 1228.8, 32, 300),
+    "mi210": ({format: peak / 2 for format, peak in MI200.items()}, 1638.4, 64, 300),
+    "mi250": (MI200, 3276.8, 128, 500),
     "mi300x": (MI300, 5300, 192, 750),
     "mi325x": (MI300, 6000, 256, 1000),
     "mi355x": (MI355X, 8000, 288, 1400),
     "gaudi2": ({"bf16": 432, "fp8": 865}, 2460, 96, 600),
     "gaudi3": ({"bf16": 1677, "fp8": 1677}, 3670, 128, 900),
+    "trn1": ({"fp32": 47.5, "tf32": 190, "bf16": 190, "fp16": 190, "fp8": 190, "int8": 380}, 820, 32, None),
+    "trn2": (TRN2, 2900, 96, None),
+    "xeon-amx": ({"bf16": 114.7, "int8": 229.4}, 307.2, 512, 350),
+    "tpu-v3": ({"bf16": 123}, 900, 32, 262),
+    "tpu-v5e": ({"bf16": 197, "int8": 394}, 819, 16, None),
+    "tpu-v6e": ({"bf16": 918, "fp8": 918, "int8": 1836}, 1638, 32, None),
+    "tpu-v7x": ({"bf16": 2307, "fp8": 4614}, 7380, 192, None),
     "tpu-v4": (TPU_V4, 1228, 32, 192),
     "tpu-v5p": (TPU_V5P, 2765, 95, None),
 }
