@@ -152,7 +152,7 @@ class Accelerator:
 
     def _pass(self, work: Pass) -> Cost:
         moved = work.read_bytes + work.write_bytes
-        memory = moved / self.memory.hbm.rate(work.kind)
+        memory = self.memory.hbm.time_s(work.kind, work.read_bytes, work.write_bytes)
         compute = self.passes.time_s(work, self.vector)
         longest = max(memory, compute)
         time = longest + self.passes.fixed_time_s
