@@ -1,21 +1,18 @@
-"""Devices joined by a fast fabric inside a domain (a node, or a rack) and a switched network between domains."""
+"""Devices joined by a fast fabric inside a domain (a node, or a rack) and a network between domains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hwmodels.accelerator import Accelerator
-from hwmodels.interconnect.collectives import CollectiveCost, Plan, memory_bytes, plans
-from hwmodels.interconnect.links import TORUS_DIMENSIONS, Link
-from hwmodels.interconnect.torus import shape
-from hwmodels.units import InputError, parse_quantity
+from hwmodels.interconnect import torus
+from hwmodels.interconnect.algorithms import LIBRARY
+from hwmodels.interconnect.collectives import CollectiveCost, Group, Plan, memory_bytes, plans
+from hwmodels.interconnect.links import Link
+from hwmodels.interconnect.tiers import tiers_of
+from hwmodels.interconnect.topology import Place, reach
+from hwmodels.units import InputError
 from hwmodels.work import Collective, Cost
-
-_OVERRIDES = {
-    "inter_node": ("network", "bandwidth"),
-    "inter_node_latency": ("network", "time"),
-    "intra_node": ("fabric", "bandwidth"),
-    "intra_node_latency": ("fabric", "time"),
-}
 
 MOST_CORES = 0.5
 """Of a chip's cores, what a collective's kernel holds at most: `collective_cores` are thread blocks of a chip of usual
@@ -29,7 +26,8 @@ class Cluster:
 
     `tiers`: "fabric" inside a domain, "network" between domains; bandwidths per device and direction. `pair`: a faster
     link that joins only that many devices of a domain (NVLink bridges in a PCIe node), used by groups that fit on it.
-    `torus`: sizes of the domain's dimensions, where its fabric is a torus.
+    `torus`: sizes of the domain's dimensions, where its fabric is a torus. `algorithms`: those that collectives may
+    use, the fastest of them each time.
     """
 
     accelerator: Accelerator
@@ -39,6 +37,7 @@ class Cluster:
     tiers: dict[str, Link]
     pair: Link | None = None
     torus: tuple[int, ...] = ()
+    algorithms: tuple[str, ...] = LIBRARY
     _costs: dict[Collective, CollectiveCost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -48,62 +47,31 @@ class Cluster:
         devices: int,
         devices_per_node: int,
         nvlink_domain: int | None = None,
-        network: Mapping[str, str | float] | None = None,
+        network: Mapping[str, Any] | None = None,
         where: str = "system",
     ) -> "Cluster":
-        """A cluster of `accelerator`. `network` overrides links: inter_node, intra_node (bandwidth per device and
-        direction; text with a unit, or bytes/s) and inter_node_latency, intra_node_latency (text, or seconds).
+        """A cluster of `accelerator`; `network` overrides its links, with the keys of a run file's `system.network`
+        (see `tiers_of`).
 
         A torus crosses nodes: its domain is all devices, or as many as the accelerator's file lets a torus have, and
-        `nvlink_domain` says nothing about it. Raises InputError: counts below one, an unknown override, a wrong unit,
-        or several domains with no network between them.
+        `nvlink_domain` says nothing about it. Raises InputError: counts below one, an override that cannot be, or
+        several domains with no network between them.
         """
-        for key, count in (
-            ("devices", devices),
-            ("devices_per_node", devices_per_node),
-            ("nvlink_domain", nvlink_domain or 1),
-        ):
+        counts = {"devices": devices, "devices_per_node": devices_per_node, "nvlink_domain": nvlink_domain or 1}
+        for key, count in counts.items():
             if count < 1:
                 raise InputError(f"{where}.{key}: {count!r} must be at least 1")
-        fabric, pair = accelerator.links.fabric or accelerator.links.host, None
-        limit = fabric.domain or devices_per_node
-        if fabric.topology == "pairs" and limit < devices_per_node and nvlink_domain is None:
-            fabric, pair, limit = accelerator.links.host, fabric, devices_per_node  # what bridges do not join uses PCIe
-        tiers = {"fabric": fabric}
-        if accelerator.links.network is not None:
-            tiers["network"] = accelerator.links.network
-        for key, value in (network or {}).items():
-            if key not in _OVERRIDES:
-                raise InputError(f"{where}.network.{key} is not a known key; allowed are {', '.join(_OVERRIDES)}")
-            tier, dimension = _OVERRIDES[key]
-            number = (
-                value if isinstance(value, float | int) else parse_quantity(value, dimension, f"{where}.network.{key}")
-            )
-            if not 0 < number < float("inf"):
-                raise InputError(f"{where}.network.{key}: {value!r} must be greater than zero")
-            if tier not in tiers and dimension == "bandwidth":
-                tiers[tier] = Link(float(number), 10e-6)
-            elif tier not in tiers:
-                raise InputError(
-                    f"{where}.network.{key}: {accelerator.name} has no links.network; give inter_node first"
-                )
-            elif dimension == "time":
-                tiers[tier] = replace(tiers[tier], latency_s=float(number))
-            else:
-                tiers[tier] = replace(tiers[tier], bandwidth_bytes_per_s=float(number))
-        sizes: tuple[int, ...] = ()
-        if fabric.topology in TORUS_DIMENSIONS:
-            most = min(devices, fabric.domain or devices)
-            domain = next(size for size in range(most, 0, -1) if devices % size == 0)  # tori of equal size
-            sizes = shape(domain, TORUS_DIMENSIONS[fabric.topology])
-        else:
-            domain = min(nvlink_domain or min(devices_per_node, limit), devices)
-        if domain < devices and "network" not in tiers:
+        links = accelerator.links
+        own = (links.fabric, links.host, links.network)
+        found = tiers_of(*own, devices_per_node, nvlink_domain is None, network or {}, where)
+        domain, sizes = found.domain(devices, devices_per_node, nvlink_domain)
+        if domain < devices and found.network is None:
             raise InputError(
                 f"{where}.devices: {devices} devices are more than the {domain} on one fabric, and {accelerator.name} "
                 f"has no links.network; give {where}.network.inter_node"
             )
-        return cls(accelerator, devices, devices_per_node, domain, tiers, pair, sizes)
+        tiers = {"fabric": found.fabric} | ({} if found.network is None else {"network": found.network})
+        return cls(accelerator, devices, devices_per_node, domain, tiers, found.pair, sizes, found.algorithms)
 
     def collective(self, kind: str, bytes: float, devices: int, per_node: int) -> CollectiveCost:
         """What a collective over `devices` members, `per_node` of them in each domain, costs alone; `bytes` as in
@@ -133,24 +101,15 @@ class Cluster:
         return found
 
     def _price(self, work: Collective) -> CollectiveCost:
-        if not 1 <= work.per_node <= work.devices or work.per_node > self.domain:
-            raise InputError(
-                f"{work.kind} over {work.devices} devices with {work.per_node} per node: per_node must be between 1 "
-                f"and {min(work.devices, self.domain)}, the devices of a group on one fabric"
-            )
-        if not 0 <= work.bytes < float("inf"):
-            raise InputError(f"{work.kind} of {work.bytes!r} bytes: the size must be finite and not negative")
-        fabric = self.tiers["fabric"]
-        if self.pair is not None and work.devices == work.per_node <= self.pair.domain:
-            fabric = self.pair
-        network = self.tiers.get("network", fabric)  # without one, no group leaves the fabric
+        self._check(work)
+        group = self._group(work)
         chip = self.accelerator
         rate = chip.memory.hbm.rate("stream")
-        ways = [_through_memory(plan, work, rate) for plan in plans(work, fabric, network, self.torus)]
+        ways = [_through_memory(plan, work, rate) for plan in plans(work, group, self.algorithms)]
         plan = min(ways, key=lambda found: found.time_s)
         time = plan.time_s
         local = memory_bytes(work, plan.link_bytes)
-        tier = fabric if "fabric" in plan.link_bytes else network
+        tier = group.fabric if "fabric" in plan.link_bytes else group.network
         return CollectiveCost(
             time_s=time,
             latency_s=plan.latency_s,
@@ -158,9 +117,57 @@ class Cluster:
             bandwidth=plan.bandwidth,
             core_share=min(MOST_CORES, tier.collective_cores / chip.cores) if work.devices > 1 else 0.0,
             memory_share=min(1.0, local / time / rate) if time else 0.0,
-            energy_j=chip.power.energy_j(0.0, "fp32", {"hbm": local, "link": sum(plan.link_bytes.values())}),
+            energy_j=self._energy_j(local, plan.link_bytes, group),
             algorithm=plan.algorithm,
         )
+
+    def _check(self, work: Collective) -> None:
+        what = f"{work.kind} over {work.devices} devices with {work.per_node} per node"
+        if not 1 <= work.per_node <= work.devices or work.per_node > self.domain:
+            raise InputError(
+                f"{what}: per_node must be between 1 and {min(work.devices, self.domain)}, the devices of a group on "
+                f"one fabric"
+            )
+        if not 0 <= work.bytes < float("inf"):
+            raise InputError(f"{work.kind} of {work.bytes!r} bytes: the size must be finite and not negative")
+        if work.stride < 1 or work.per_node > 1 and (work.per_node - 1) * work.stride >= self.domain:
+            raise InputError(
+                f"{what}: a stride of {work.stride} does not fit on the {self.domain} devices of one fabric"
+            )
+        if not 1 <= work.concurrent <= self.domain // work.per_node:
+            raise InputError(
+                f"{what}: {work.concurrent} groups at once must be between 1 and {self.domain // work.per_node}, "
+                f"what the {self.domain} devices of one fabric hold"
+            )
+
+    def _group(self, work: Collective) -> Group:
+        """The members of `work` on the tiers."""
+        nodes = -(-work.devices // work.per_node)
+        inside = work.stride if work.per_node > 1 else 1
+        fabric = self.tiers["fabric"]
+        if self.pair is not None and nodes == 1 and (work.per_node - 1) * inside < self.pair.domain:
+            fabric = self.pair
+        network = self.tiers.get("network", fabric)  # without one, no group leaves the fabric
+        apart = max(1, work.stride // self.domain) if work.per_node == 1 else 1
+        box = torus.group(self.torus, work.per_node, fabric, inside) if self.torus and fabric is not self.pair else None
+        return Group(
+            nodes=nodes,
+            local=work.devices / nodes,
+            fabric=fabric,
+            network=network,
+            on_fabric=reach(fabric, Place(work.per_node, inside)),
+            on_network=reach(network, Place(nodes, apart, work.per_node * work.concurrent, self.domain)),
+            box=box,
+        )
+
+    def _energy_j(self, memory: float, link_bytes: Mapping[str, float], group: Group) -> float:
+        """Joules of one device: its memory's bytes, and those of each link at the link's own energy or the chip's."""
+        power = self.accelerator.power
+        joules = power.energy_j(0.0, "fp32", {"hbm": memory})
+        for tier, amount in link_bytes.items():
+            own = (group.fabric if tier == "fabric" else group.network).energy_per_byte_j
+            joules += amount * own if own else power.energy_j(0.0, "fp32", {"link": amount})
+        return joules
 
 
 def _through_memory(plan: Plan, work: Collective, memory_bytes_per_s: float) -> Plan:

@@ -15,10 +15,13 @@ from hwmodels.interconnect.links import Link
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A group's extent along one dimension; `wraps`: whether its ends are joined."""
+    """A group's extent along one dimension; `wraps`: whether its ends are joined. `spacing` hops lie between members;
+    the groups in between share the links.
+    """
 
     size: int
     wraps: bool
+    spacing: int = 1
 
     @property
     def links(self) -> int:
@@ -28,7 +31,7 @@ class Ring:
     @property
     def steps(self) -> int:
         """Hops to the farthest device."""
-        return self.size // 2 if self.wraps else self.size - 1
+        return self.spacing * (self.size // 2 if self.wraps else self.size - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Torus:
                 gathered = math.prod(self.rings[(part + done) % number].size for done in range(phase))
                 ring = self.rings[(part + phase) % number]
                 moved = bytes / number * gathered * (ring.size - 1) / self.devices
-                slowest = max(slowest, moved / (ring.links * self.link_bytes_per_s))
+                slowest = max(slowest, moved * ring.spacing / (ring.links * self.link_bytes_per_s))
             total += slowest
         return total
 
@@ -70,7 +73,7 @@ class Torus:
         """Bytes that a device sends and passes on when each holds `bytes`, an equal share for every member: bytes times
         the mean distance.
         """
-        return bytes * sum(_mean_distance(ring) for ring in self.rings)
+        return bytes * sum(_mean_distance(ring) * ring.spacing for ring in self.rings)
 
     def all_to_all_s(self, bytes: float) -> float:
         """Seconds on the busiest links, routed one dimension after the other.
@@ -83,7 +86,7 @@ class Torus:
                 load = bytes * _mean_distance(ring) / 2.0
             else:  # the middle link of a line
                 load = bytes * (ring.size // 2) * -(-ring.size // 2) / ring.size
-            busiest = max(busiest, load)
+            busiest = max(busiest, load * ring.spacing)
         return busiest / self.link_bytes_per_s
 
 
@@ -107,17 +110,20 @@ def shape(devices: int, dimensions: int) -> tuple[int, ...]:
     return best
 
 
-def group(whole: tuple[int, ...], members: int, link: Link) -> Torus:
-    """`members` neighbours on a torus of shape `whole`: full dimensions first, then a part of one.
+def group(whole: tuple[int, ...], members: int, link: Link, stride: int = 1) -> Torus:
+    """`members` devices on a torus of shape `whole`, `stride` apart: full dimensions first, then a part of one.
 
-    Full dimensions of more than two devices wrap around. Members that no box of the torus holds are taken as a line.
+    Dimensions of at least `link.wrap` devices, all of them in the group, wrap around. Members that no box of the torus
+    holds are taken as a line.
     """
-    rings, left = [], members
+    rings, left, before = [], members, stride
     for size in whole:
-        here = math.gcd(size, left)
+        spacing = math.gcd(size, before)
+        before //= spacing
+        here = math.gcd(size // spacing, left)
         if here > 1:
-            rings.append(Ring(here, here == size and size > 2))
+            rings.append(Ring(here, here * spacing == size and 0 < link.wrap <= size and size > 2, spacing))
             left //= here
     if left > 1:
-        rings = [Ring(members, False)]
+        rings = [Ring(members, False, stride)]
     return Torus(tuple(rings), link.sustained_bytes_per_s / link.links)

@@ -65,7 +65,7 @@ def test_more_bandwidth_or_less_latency_is_never_slower() -> None:
 
 def test_a_small_all_reduce_over_many_nodes_takes_the_tree() -> None:
     big = Cluster.build(A100, 1024, 8)
-    assert big.collective("all_reduce", 1e6, 1024, 8).algorithm == "tree"
+    assert big.collective("all_reduce", 1e6, 1024, 8).algorithm.startswith("tree")
     assert NODES.collective("all_reduce", 1e9, 8, 8).algorithm == "ring"
 
 
