@@ -199,7 +199,6 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "attention": (HOPPER_FLASH, ()),
     "attention_unpadded": (True, ("training.attention=flash-2",)),
     "repeat_kv": (True, ()),
-    "layer_norm_fused": (False, ()),
     "rms_norm_fused": (False, ()),
     "cross_entropy_fused": (True, ()),
     "cross_entropy_format": ("compute", ()),

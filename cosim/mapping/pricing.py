@@ -132,8 +132,6 @@ def works_of(graph: OpGraph, kind: OpKind, kernels: Kernels, shards: int = 1) ->
         return list(convolution(graph, kind, kernels.fp32_matmul))
     if kind.op_class in ("attention", "attention_backward"):
         return attention(graph, kind, kernels)
-    if kind.op_class.startswith("norm") and kind.target != "fused" and _is_decomposed(kind, kernels.stack):
-        return list(_decomposed_norm(graph, kind))
     whole = memory_pass(graph, kind, shards)
     if kind.op_class == "norm_backward" and kind.target != "fused":
         # one kernel for the input's gradient, one that reads the same again for the weights'
@@ -231,27 +229,6 @@ def arithmetic(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
         lists = max(1, len(kind.inputs) // max(1, len(kind.mutated or kind.outputs)))
         elements = sum(sizes[: len(kind.inputs)]) // lists
     return entry.vector_ops * elements, entry.special_ops * elements
-
-
-def _is_decomposed(kind: OpKind, stack: Stack) -> bool:
-    fused = stack.rms_norm_fused if "rms_norm" in kind.target else stack.layer_norm_fused
-    return not fused
-
-
-def _decomposed_norm(graph: OpGraph, kind: OpKind) -> list[Pass]:
-    """A norm as elementary operations: cast, square, mean, multiply by 1/rms, cast, scale; backward about twice as
-    many.
-
-    Hugging Face's and LLaMA's RMSNorm.forward are written so; each is a pass over the activations in fp32 or its own
-    format.
-    """
-    largest = max(kind.inputs, key=lambda spec: int(graph.spec_bytes[spec]))
-    n = float(math.prod(graph.shapes[largest]))
-    own = float(graph.specs[largest].itemsize)
-    forward = [(own, 4.0), (4.0, 4.0), (4.0, 0.0), (4.0, 4.0), (4.0, own), (own, own)]
-    backward = [(2 * own, own), (2 * own, 0.0), (own, 4.0), (8.0, 4.0), (8.0, 0.0), (8.0, 4.0), (4.0, 4.0), (4.0, own)]
-    rows = backward if kind.op_class == "norm_backward" else forward
-    return [Pass(read * n, write * n, n, 0.0, "fp32", "stream" if write else "row") for read, write in rows]
 
 
 def attention_algorithm(choice: str, stack: Stack, accelerator: Accelerator, compute: str) -> str:

@@ -67,13 +67,12 @@ class Stack:
     sources: Mapping[str, str]
     assumed: tuple[str, ...]
 
-    # Kernels. `..._fused` false: the pattern runs as elementary operations, each a pass over memory, unless compiled.
+    # Kernels. `..._fused` false: the pattern runs as elementary operations, each a pass over memory.
     attention: ByArchitecture[Attention] = ByArchitecture("flash-2")  # what `attention: flash` of a run means
     attention_unpadded: bool = False  # flash-1/2/3 are called with gathered q, k, v and a scattered output: four copies
     #                                   of tokens x heads x head_dim forward, and four backward, padding or not
     repeat_kv: bool = False  # keys and values of grouped-query attention are copied out to all heads first
-    layer_norm_fused: bool = True  # forward is one kernel; backward is one for the input and one for the weights
-    rms_norm_fused: bool = False  # else cast, square, mean, rsqrt, multiply, cast, scale
+    rms_norm_fused: bool = False  # else cast, square, mean, rsqrt, multiply, cast, scale, unless compiled
     cross_entropy_fused: bool = False  # else log_softmax and nll_loss, whose intermediate is kept for backward
     cross_entropy_format: Format = "fp32"  # fp32: logits are copied to fp32 first, their gradients copied back
     logged_losses: int = _count(0)  # cross-entropies computed again without gradient each micro-step, for metrics

@@ -38,6 +38,7 @@ class TraceOptions:
     optimizer_implementation: str = "fused"
     gradient_clipping: bool = True
     loss_scaling: bool = False  # as torch.amp.GradScaler does it
+    rms_norm_fused: bool = True  # RMSNorm as one operator; False: as the elementary ones in which LLaMA writes it
     loss_fused: bool = False  # cross entropy as one operator
     loss_in_fp32: bool = True  # the logits are copied to fp32 first
     logged_losses: int = 0  # more cross entropies without gradient, for metrics

@@ -55,7 +55,13 @@ def _candidates(options: TraceOptions) -> Iterator[tuple[Sizes, Sizes]]:
 def _noted(model: Source, options: TraceOptions, sizes: Sizes, earlier: tuple[Read, ...] = ()) -> tuple[Read, ...]:
     """What is read while the module is built and runs forward, loss and backward."""
     noting = Noting(earlier)
-    with torch.random.fork_rng(devices=()), default_format(options), cuda_operators(), OneByOne(), noting:
+    with (
+        torch.random.fork_rng(devices=()),
+        default_format(options),
+        cuda_operators(options.rms_norm_fused),
+        OneByOne(),
+        noting,
+    ):
         torch.manual_seed(_SEED)
         module = build(model, options, sizes[1])
         inputs, labels = inputs_of(module, *sizes)

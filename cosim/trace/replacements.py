@@ -18,9 +18,17 @@ from workloads import operators
 
 
 @contextmanager
-def cuda_operators() -> Iterator[None]:
-    """While open: attention, dropout, RMS norm and softmax in another format are one operator each."""
-    with torch.library._scoped_library("aten", "IMPL") as library:
+def cuda_operators(rms_norm_fused: bool = True) -> Iterator[None]:
+    """While open: attention, dropout, RMS norm and softmax in another format are one operator each.
+
+    RMS norm is elementary operators where it is not `rms_norm_fused`.
+    """
+    with (
+        torch.library._scoped_library("aten", "IMPL") as library,
+        torch.library._scoped_library("cosim", "IMPL") as own,
+    ):
+        if not rms_norm_fused:
+            own.impl("rms_norm", _elementary_rms_norm, "AutogradCPU")
         library.impl("scaled_dot_product_attention", _attention, "AutogradCPU")
         library.impl("dropout", _dropout, "AutogradCPU")
         library.impl("rms_norm", _rms_norm, "AutogradCPU")
@@ -160,6 +168,16 @@ def _widening(kernel: Any) -> Any:
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
     dropped: Tensor = torch.ops.aten.native_dropout(x, p, train)[0] if train and p > 0 else x
     return dropped
+
+
+def _elementary_rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm as LLaMA's own code has it (meta-llama/llama, llama/model.py, RMSNorm), which torchtitan took over.
+
+    Autograd keeps the fp32 copy of x, 1 / rms, and the normal in x's format.
+    """
+    wide = x.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * rstd).type_as(x) * weight, rstd
 
 
 def _rms_norm(x: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:

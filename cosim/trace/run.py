@@ -58,7 +58,7 @@ def record(
     """
     batch, sequence = decoder.batch or options.batch, decoder.sequence or options.sequence
     recorder = Recorder(_counter(progress), told)
-    with _fake(options), cuda_operators(), _without_garbage_collection():
+    with _fake(options), cuda_operators(options.rms_norm_fused), _without_garbage_collection():
         module = build(model, options, sequence, told)
         inputs, labels = inputs_of(module, batch, sequence)
         optimizer = OptimizerStep(module, options)
