@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainSerializer, Tag
 
+from hwmodels.interconnect.algorithms import NAMES as ALGORITHMS
 from hwmodels.units import InputError, format_quantity, parse_quantity
 
 
@@ -192,9 +193,32 @@ class Network(Section):
     inter_node_latency: Annotated[Duration | None, Field(description="Between nodes: '5 us'")] = None
     intra_node: Annotated[Bandwidth | None, Field(description="On the fast fabric: '450 GB/s'")] = None
     intra_node_latency: Annotated[Duration | None, Field(description="On the fast fabric: '1 us'")] = None
+    topology: Annotated[
+        Literal["switch", "fat-tree", "rail-optimised", "dragonfly"] | None,
+        Field(description="How nodes are joined; default: the accelerator's"),
+    ] = None
+    oversubscription: Annotated[
+        float | None, Field(ge=1, description="Bandwidth below a leaf switch over that above it; default: 1")
+    ] = None
+    radix: Annotated[int | None, Field(ge=3, le=10_000, description="Ports of a switch between nodes")] = None
+    routing: Annotated[Literal["minimal", "valiant"] | None, Field(description="On a dragonfly; default: minimal")] = (
+        None
+    )
+    in_network_reduction: Annotated[
+        bool | None, Field(description="Whether switches add up (NVLink SHARP, InfiniBand SHARP); default: false")
+    ] = None
+    algorithms: Annotated[
+        Annotated[
+            tuple[Literal[ALGORITHMS], ...],  # type: ignore[valid-type]
+            BeforeValidator(_as_tuple),
+            Field(min_length=1),
+        ]
+        | None,
+        Field(description="Collective algorithms to choose from; default: ring, tree and grouped, NCCL's"),
+    ] = None
 
-    def overrides(self) -> dict[str, float]:
-        """Those that are given, in bytes/s and seconds."""
+    def overrides(self) -> dict[str, Any]:
+        """Those that are given; quantities in bytes/s and seconds."""
         return self.model_dump(exclude_none=True)
 
 

@@ -67,8 +67,8 @@ def tiers_of(
     """The tiers of an accelerator with these links. `bridged_only`: what bridges do not join uses the host interface.
 
     `overrides`: inter_node, intra_node (per device and direction; text with a unit, or bytes/s), inter_node_latency,
-    intra_node_latency (text, or seconds), and of the network topology, oversubscription, radix, routing,
-    devices_per_port; in_network_reduction on both tiers; algorithms, a list. Raises InputError: an unknown key, or a
+    intra_node_latency (text, or seconds), and of the network topology, oversubscription, radix, routing;
+    in_network_reduction on both tiers; algorithms, a list. Raises InputError: an unknown key, or a
     value that cannot be.
     """
     near, pair = fabric or host, None
