@@ -1,7 +1,7 @@
 """An accelerator: its parts put together, and the one door through which work is priced."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from hwmodels.matrix_units.systolic_array import SystolicArray
 from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.matrix_units.unit import MatrixUnit
 from hwmodels.memory.hbm import Hbm, interface_bytes_per_s
-from hwmodels.memory.sram import Sram
+from hwmodels.memory.sram import Sram, through_levels
 from hwmodels.number_formats import number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
@@ -28,10 +28,13 @@ _UNITS = (TensorCore.unit, SystolicArray.unit)
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The memory levels: `sram` shared by all cores (a GPU's L2, a scratchpad), `hbm` beside the chip."""
+    """The memory levels: `sram` shared by all cores (a GPU's L2, a scratchpad), those `behind` it on the way to `hbm`
+    beside the chip.
+    """
 
     sram: Sram
     hbm: Hbm
+    behind: tuple[Sram, ...] = ()
 
     @property
     def l2(self) -> Sram:
@@ -117,13 +120,16 @@ class Accelerator:
     def at_clock(self, clock_hz: float) -> "Accelerator":
         """The same device with its cores and caches at another clock; memory and links keep theirs."""
         ratio = clock_hz / self.clock_hz
-        sram = replace(self.memory.sram, bandwidth_bytes_per_s=self.memory.sram.bandwidth_bytes_per_s * ratio)
+        sram, *behind = (
+            replace(level, bandwidth_bytes_per_s=level.bandwidth_bytes_per_s * ratio)
+            for level in (self.memory.sram, *self.memory.behind)
+        )
         return replace(
             self,
             clock_hz=clock_hz,
             matrix=self.matrix.at_clock(ratio),
             vector=replace(self.vector, clock_hz=self.vector.clock_hz * ratio),
-            memory=replace(self.memory, sram=sram),
+            memory=replace(self.memory, sram=sram, behind=tuple(behind)),
         )
 
     def _price(self, work: Gemm | Attention | Pass) -> Cost:
@@ -133,7 +139,8 @@ class Accelerator:
                     f"gemm m={work.m} n={work.n} k={work.k} batch={work.batch}: every size must be at least 1"
                 )
             self.peak_flops(work.format)
-            cost = self.matrix.gemm(work, self.memory.sram, self.memory.hbm, self.vector.peak_flops(work.format))
+            lanes = self.vector.peak_flops(work.format)
+            cost = self._tiled(lambda near, memory: self.matrix.gemm(work, near, memory, lanes))
         elif isinstance(work, Attention):
             cost = self._attention(work)
         else:
@@ -148,20 +155,27 @@ class Accelerator:
             raise InputError(
                 f"{self.name} has no attention kernel {work.algorithm!r}; it has {', '.join(self.attention)}"
             )
-        return attention_cost(work, constants, self.matrix, self.vector, self.memory.sram, self.memory.hbm)
+        return self._tiled(lambda near, memory: attention_cost(work, constants, self.matrix, self.vector, near, memory))
+
+    def _tiled(self, price: Callable[[Sram, Hbm], Cost]) -> Cost:
+        memory = self.memory
+        return through_levels(price, memory.sram, memory.behind, memory.hbm, self.matrix.shared_level)
 
     def _pass(self, work: Pass) -> Cost:
         moved = work.read_bytes + work.write_bytes
         memory = self.memory.hbm.time_s(work.kind, work.read_bytes, work.write_bytes)
         compute = self.passes.time_s(work, self.vector)
-        longest = max(memory, compute)
+        levels = {self.matrix.shared_level: self.memory.sram, **{level.level: level for level in self.memory.behind}}
+        slowest = min(levels, key=lambda name: levels[name].rate(work.kind))
+        near = moved / levels[slowest].rate(work.kind)
+        longest = max(memory, compute, near)
         time = longest + self.passes.fixed_time_s
-        limit = "memory" if longest == memory else "vector"
+        limit = "memory" if longest == memory else "vector" if longest == compute else slowest
         if longest < self.passes.fixed_time_s:
             limit = "latency"
         flops = work.vector_ops + work.special_ops
         shares = min(1.0, compute / time), min(1.0, memory / time)
-        return Cost(time, flops, {"hbm": moved, self.matrix.shared_level: moved}, limit, 0.0, *shares)
+        return Cost(time, flops, {"hbm": moved, **dict.fromkeys(levels, moved)}, limit, 0.0, *shares)
 
 
 def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Accelerator:
@@ -189,10 +203,7 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
         clock_hz=clock,
         matrix=matrix,
         vector=vector,
-        memory=Memory(
-            Sram.read(memory.section("sram", required=True), cache=not systolic),
-            Hbm.read(memory.section("hbm", required=True), calibration.section("memory")),
-        ),
+        memory=_memory(memory, calibration.section("memory"), not systolic, clock),
         links=_links(root.section("links", required=True), calibration.section("links")),
         power=Power.read(root.section("power", required=True)),
         attention=_attention_constants(
@@ -208,6 +219,15 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
     for section in (memory, price, calibration, root):
         section.close()
     return accelerator
+
+
+def _memory(section: Section, calibration: Section, cache: bool, clock_hz: float) -> Memory:
+    near, *behind = section.sections("sram")
+    return Memory(
+        Sram.read(near, cache, clock_hz),
+        Hbm.read(section.section("hbm", required=True), calibration),
+        tuple(Sram.read(level, cache, clock_hz, behind=True) for level in behind),
+    )
 
 
 def _links(section: Section, calibration: Section) -> Links:

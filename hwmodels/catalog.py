@@ -93,9 +93,11 @@ def _set(tree: dict[str, Any], path: str, value: Any, provenance: tuple[str, Any
             raise InputError(f"{where}: set: {path}: {'.'.join(keys[: index + 1])} is a value, not a section")
         tree = step
     old = tree.get(keys[-1])
-    if isinstance(old, dict) and "value" not in old and not isinstance(value, Mapping):
+    if isinstance(old, dict) and "value" not in old and not isinstance(value, Mapping | list):
         raise InputError(f"{where}: set: {path} is a section; name one of its keys: {', '.join(map(str, old))}")
     if isinstance(value, Mapping):
         tree[keys[-1]] = dict(value)
+    elif isinstance(value, list):  # several parts of a kind
+        tree[keys[-1]] = list(value)
     else:
         tree[keys[-1]] = {"value": value, provenance[0]: provenance[1]}

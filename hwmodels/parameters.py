@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from hwmodels.units import InputError, parse_quantity
 
 PROVENANCE = ("source", "derived", "assumed", "fitted_on", "user")
-NOTES = (*PROVENANCE, "rows", "sources", "error_fitted", "error_held_out", "note")
+NOTES = (*PROVENANCE, "rows", "sources", "uncertainty", "error_fitted", "error_held_out", "note")
 _MANY = 10**9
 
 
@@ -147,6 +147,19 @@ class Section:
         if raw is None and required:
             raise self._missing(key)
         return Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log)
+
+    def sections(self, key: str) -> list["Section"]:
+        """The mapping `key`, or each of a list of them, as sections. Raises InputError: there is none."""
+        raw = self._data.get(key)
+        if not isinstance(raw, list):
+            return [self.section(key, required=True)]
+        self._taken.add(key)
+        if not raw:
+            raise self._missing(key)
+        return [
+            Section(item, self._where, f"{self._full(key)}[{place}]", self._provenance, self.log)
+            for place, item in enumerate(raw)
+        ]
 
     def table(self, key: str, allowed: tuple[str, ...], required: bool = False) -> dict[str, float]:
         """The mapping `key` of names (each one of `allowed`) to numbers greater than zero."""

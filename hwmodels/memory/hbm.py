@@ -79,7 +79,7 @@ class Hbm:
             stacks=stacks,
             capacity_bytes=section.quantity("capacity", "data"),
             bandwidth_bytes_per_s=bandwidth,
-            sustained={kind: calibration.number(kind, high=1.0) for kind in KINDS if calibration.has(kind)},
+            sustained={kind: share for kind in KINDS if (share := calibration.number(kind, 0.0, high=1.0))},
             channels=section.integer("channels", max(1, pins * unit.channels // unit.pins)),
             latency_s=section.quantity("latency", "time", unit.latency_s + _PATH_S),
             in_flight_bytes=section.quantity("in_flight", "data", 0.0, zero=True),

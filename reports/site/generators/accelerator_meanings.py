@@ -29,6 +29,8 @@ MEANINGS: Mapping[str, str] = {
     "vector.issue_slots": "single threads' instructions that all cores start per cycle: the limit of pointwise kernels",
     "memory.sram.size": "on-chip memory that all cores share (L2 cache, scratchpad)",
     "memory.sram.bandwidth": "its bandwidth, all cores together",
+    "memory.sram.banks": "banks that each serve one access per cycle; a transpose pays for those that fall on the same",
+    "memory.sram.bank_width": "bytes of one bank per cycle",
     "memory.sram.core_bytes_per_cycle": "bytes that one core's port takes per cycle",
     "memory.sram.multicast": "cores that one read can serve (thread-block clusters)",
     "memory.hbm.technology": "kind of memory beside the chip",
@@ -39,7 +41,9 @@ MEANINGS: Mapping[str, str] = {
     "memory.hbm.latency": "of one access, with the way to the controller and back",
     "memory.hbm.in_flight": "bytes that may be outstanding at once: bandwidth is at most this over the latency",
     "memory.hbm.capacity": "bytes of the device: more than this and the run does not fit",
-    "memory.hbm.bandwidth": "bandwidth on the datasheet, at most that of the pins; kernels get a fraction of it (`calibration.memory`)",
+    "memory.hbm.bandwidth": (
+        "bandwidth on the datasheet, at most that of the pins; kernels get the fraction `calibration.memory` of it"
+    ),
     "links.TIER.bandwidth": "per device and direction, on the datasheet",
     "links.TIER.latency": "of one hop inside a running collective",
     "links.TIER.links": "of a torus: links that share the bandwidth",
@@ -104,6 +108,8 @@ MEANINGS: Mapping[str, str] = {
 DEFAULTS: Mapping[str, str] = {
     "title": "`name`",
     "vector.clock": "`clock`",
+    "memory.sram.bandwidth": "`banks` × `bank_width` × `clock`",
+    "memory.sram.banks": "not known",
     "memory.hbm.bandwidth": "`bus_width` × `pin_rate`",
     "memory.hbm.pin_rate": "the technology's",
     "memory.hbm.bus_width": "`stacks` × the technology's pins",
