@@ -104,12 +104,9 @@ def _models_share(graph: OpGraph, kind: OpKind) -> float:
 def _half_masked(graph: OpGraph) -> NDArray[np.bool_]:
     """Which ops are products over all scores of unfused causal attention, of which the mask leaves half to the model.
 
-    They are batched, two of their three dimensions are the same, and their module fills scores under a mask.
+    They are batched, two of their three dimensions are the same, and a softmax of their module reads what was filled
+    under a mask.
     """
-
-    def masks(kind: OpKind) -> bool:
-        members = [graph.kinds[member] for member in kind.attribute("members", ())]
-        return any(one.target.startswith("aten.masked_fill") for one in (kind, *members))
 
     def over_scores(kind: OpKind) -> bool:
         if kind.op_class != "matmul":
@@ -117,10 +114,31 @@ def _half_masked(graph: OpGraph) -> NDArray[np.bool_]:
         left, right = (graph.specs[spec].dims for spec in kind.inputs[-2:])
         return len(left) == 3 and len({left[-2], left[-1], right[-1]}) == 2
 
-    per_kind = np.array([(masks(kind), over_scores(kind)) for kind in graph.kinds], dtype=np.bool_).reshape(-1, 2)
-    masked = np.unique(graph.op_module[per_kind[graph.op_kind, 0]])
-    found: NDArray[np.bool_] = per_kind[graph.op_kind, 1] & np.isin(graph.op_module, masked)
+    scores = np.array([over_scores(kind) for kind in graph.kinds], dtype=np.bool_)
+    found: NDArray[np.bool_] = scores[graph.op_kind] & np.isin(graph.op_module, _masked_modules(graph))
     return found
+
+
+def _masked_modules(graph: OpGraph) -> list[int]:
+    """Modules with a softmax over scores that were filled under a mask, there or before (T5's bias is, once for all
+    layers); the fill is followed through views, copies and arithmetic.
+    """
+    members = [[kind, *(graph.kinds[member] for member in kind.attribute("members", ()))] for kind in graph.kinds]
+    fills = [any(one.target.startswith("aten.masked_fill") for one in kinds) for kinds in members]
+    ends = [any(one.op_class == "softmax" for one in kinds) for kinds in members]
+    passes = [any(one.op_class in ("view", "copy", "pointwise") for one in kinds) for kinds in members]
+    if not any(fills):
+        return []
+    filled: set[int] = set()
+    modules: set[int] = set()
+    for op in np.flatnonzero(graph.op_phase == Phase.FORWARD).tolist():
+        kind = int(graph.op_kind[op])
+        masked = fills[kind] or not filled.isdisjoint(graph.op_inputs.row(op).tolist())
+        if masked and ends[kind]:
+            modules.add(int(graph.op_module[op]))
+        elif masked and passes[kind]:
+            filled.update(graph.op_outputs.row(op).tolist())
+    return sorted(modules)
 
 
 def _time_breakdown(played: Played) -> dict[str, Any]:
@@ -173,7 +191,7 @@ def _resident(played: Played) -> dict[Category, float]:
     graph, stack, plan = played.graph, played.stack, played.plan
     inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
-    if plan.zero == 0 and plan.degree > 1 and not stack.bucket_views:  # gradients and buckets are two copies
+    if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
         resident[Category.GRADIENTS] = float(plan.trainable * plan.formats.reduce)
     communicators = 1 if played.plan.degree > 1 else 0
     resident[Category.FRAMEWORK] = (

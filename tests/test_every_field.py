@@ -221,6 +221,7 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "forward_prefetch": (True, ()),
     "backward_prefetch": ("none", ()),
     "gathers_in_flight": (1, ()),
+    "reductions_in_flight": (0, ()),
     "reshard_root": (True, ()),
     "reshard_last_block": (False, ()),
     "collectives_serialised": (False, ()),

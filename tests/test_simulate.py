@@ -11,6 +11,7 @@ from cosim.graph import Phase
 from cosim.result import Result
 from cosim.simulate import simulate
 from cosim.spec import RunSpec
+from cosim.validate.cpu_memory import predicted
 from hwmodels.units import InputError
 
 TINY = {"family": "llama", "layers": 3, "hidden": 128, "heads": 4, "kv_heads": 2, "ffn": 352, "vocab": 1024}
@@ -99,6 +100,28 @@ def test_unfused_attention_is_larger_by_its_scores() -> None:
     scores = 8 * 4 * 2 * 16 * 2048**2
     assert unfused.peak_memory_bytes - flash.peak_memory_bytes == pytest.approx(scores, rel=0.01)
     assert unfused.step_time_s > flash.step_time_s
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("training.precision=fp32", "training.attention=unfused"),
+        ("training.precision=bf16",),
+        ("training.precision=fp16", "parallel.zero=3"),
+        ("training.recompute=full",),
+        ("training.compile=true", "training.optimizer=adafactor"),
+    ],
+)
+@pytest.mark.parametrize("model", [TINY, MEDIUM], ids=["llama", "gpt"])
+def test_one_device_peaks_where_its_trace_does(overrides: tuple[str, ...], model: Mapping[str, object]) -> None:
+    """To the allocator's rounding of each storage: what `cosim validate memory` compares with a real step."""
+    one = ("system.devices=1", "workload.global_batch=1", *overrides)
+    result = run(*one, model=model)
+    assert result.detail is not None
+    assert result.detail.traced is not None
+    graph = result.detail.traced.graph
+    allocated = result.peak_memory_bytes - result.memory_bytes["framework"]
+    assert abs(allocated - predicted(graph).total) <= 512 * len(graph.storage_spec)
 
 
 def test_recomputation_trades_memory_for_time() -> None:

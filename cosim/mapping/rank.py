@@ -61,12 +61,12 @@ class Rank:
         segment: Segment,
         micro_step: int,
         after: list[int | None],
-        extra: MemoryProfile | None = None,
+        profile: MemoryProfile | None = None,
         *,
         queued: bool = False,
         parts: int = 1,
     ) -> int:
-        """A segment on the compute stream, with `extra` changes of memory; `queued`: the host issued it long ago.
+        """A segment on the compute stream, with these changes of memory; `queued`: the host issued it long ago.
 
         With `parts` the host waits for the device after each of that many equal parts.
         """
@@ -90,7 +90,7 @@ class Rank:
                 launch_ps=_share(segment.launch_ps, part, parts),
                 span_ps=segment.work_ps if queued else _share(segment.span_ps, part, parts),
                 synchronises=parts > 1,
-                profile=joined(segment.profile, extra) if last else None,
+                profile=profile if last else None,
                 micro_step=micro_step,
             )
             after = []
@@ -128,21 +128,24 @@ class Rank:
         kernels: int = 1,
         depends: list[int | None],
         profile: MemoryProfile | None = None,
+        reduces: bool = False,
     ) -> int:
-        """A copy or addition over whole units, on the compute stream."""
+        """A copy or addition over whole units, on the compute stream; on that of reductions where it is part of one."""
         cost = self.cluster.accelerator.cost(Pass(read_bytes, write_bytes))
         host_s = self.stack.host_backward_s if phase == Phase.BACKWARD else self.stack.host_forward_s
-        self.last_compute = self._builder.add(
-            COMPUTE,
+        row = self._builder.add(
+            self.reduce_stream if reduces else COMPUTE,
             picoseconds(cost.time_s),
-            Label(name, "copy", phase.name.lower(), layer),
+            Label(name, "reduce_scatter" if reduces else "copy", phase.name.lower(), layer),
             depends=depends,
             host=HOST,
             launch_ps=picoseconds(host_s * kernels),
             profile=profile,
             micro_step=micro_step,
         )
-        return self.last_compute
+        if not reduces:
+            self.last_compute = row
+        return row
 
     def release(self, profile: MemoryProfile, micro_step: int, phase: Phase) -> None:
         """Give memory back once the compute issued so far has run."""
@@ -190,6 +193,12 @@ class Rank:
                 demands[self._tier[tier]] = min(capacity, moved / cost.time_s)
         return {resource: amount for resource, amount in demands.items() if amount > 0}
 
+    def delta(self, category: Category, size_bytes: float, fraction: float) -> MemoryProfile:
+        """One allocation (or release, if negative) at `fraction` of a task, in the allocator's blocks."""
+        size = np.array([abs(int(size_bytes))], dtype=np.int64)
+        rounded = int(round_allocation(size, self.stack.allocation_unit_bytes)[0])
+        return exact(category, rounded if size_bytes >= 0 else -rounded, fraction)
+
     def build(self) -> Program:
         """The program of all tasks added so far."""
         return self._builder.build()
@@ -198,12 +207,6 @@ class Rank:
 def _share(total: int, part: int, parts: int) -> int:
     """Part number `part` of `total` cut into `parts` whole numbers that add up to it."""
     return total * (part + 1) // parts - total * part // parts
-
-
-def delta(category: Category, size_bytes: float, fraction: float) -> MemoryProfile:
-    """One allocation (or release, if negative) at `fraction` of a task, in the allocator's blocks."""
-    rounded = int(round_allocation(np.array([abs(int(size_bytes))], dtype=np.int64))[0])
-    return exact(category, rounded if size_bytes >= 0 else -rounded, fraction)
 
 
 def exact(category: Category, size_bytes: int, fraction: float) -> MemoryProfile:

@@ -26,7 +26,13 @@ _SERVED_FIRST = 0.5  # of the memory bandwidth: the most that a collective has b
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Ops `start` to `stop` (exclusive), all of one phase and block (layer -1: outside blocks)."""
+    """Ops `start` to `stop` (exclusive), all of one phase and block (layer -1: outside blocks).
+
+    Changes of memory come in three: of activations and temporaries alone (`profile`), with those of gradients that stay
+    until the update gives them up (`with_gradients`), and with those of gradients that go as soon as they are added to
+    the sums of earlier micro-steps (`with_added`; torch/csrc/autograd/functions/accumulate_grad.h: a second gradient is
+    a tensor of its own, added in place right after the op that made it).
+    """
 
     start: int
     stop: int
@@ -38,6 +44,9 @@ class Segment:
     stretch: float  # how much longer it runs while a communication kernel holds its share of cores and memory bandwidth
     memory_share: float  # of the memory bandwidth, which it would take alone
     profile: MemoryProfile | None
+    with_gradients: MemoryProfile | None
+    with_added: MemoryProfile | None
+    gradient_bytes: int  # by which `with_gradients` changes them
     host_waits: bool = False  # for a number that its last op made
 
 
@@ -105,7 +114,9 @@ def segments(
     """The segments of the step, in execution order; those with the same ops share one computation."""
     op_ps = np.rint(prices.time_s * PICOSECONDS_PER_S).astype(np.int64)
     launch_ps = np.rint(prices.kernels * host_times(graph, stack, compiled) * PICOSECONDS_PER_S).astype(np.int64)
-    lifetimes = Lifetimes(graph, stack.allocation_unit_bytes, optimizer_shards)
+    unit_bytes = stack.allocation_unit_bytes
+    alone = Lifetimes(graph, unit_bytes, optimizer_shards)
+    together = Lifetimes(graph, unit_bytes, optimizer_shards, gradients=True)
     known: dict[bytes, tuple[int, int, int, float, float]] = {}
     found: list[Segment] = []
     waits = host_reads(graph)
@@ -118,8 +129,14 @@ def segments(
             known[key] = (*merged, _stretch(prices, ops, interference), _memory_share(prices, ops))
         belongs = start + int(np.argmax(prices.kernels[ops] > 0))  # views around it may be of another block
         phase, layer = Phase(int(graph.op_phase[belongs])), int(graph.op_layer[belongs])
-        profile = lifetimes.profile(start, stop, op_ps[ops])
-        found.append(Segment(start, stop, phase, layer, *known[key], profile, bool(waits[stop - 1])))
+        profile = kept = added = alone.profile(start, stop, op_ps[ops])
+        change = together.gradient_bytes(start, stop)
+        if change is not None:
+            kept = together.profile(start, stop, op_ps[ops])
+        if change is not None and phase == Phase.BACKWARD:
+            added = together.profile(start, stop, op_ps[ops], added=True)
+        profiles = (profile, kept, added, change or 0)
+        found.append(Segment(start, stop, phase, layer, *known[key], *profiles, bool(waits[stop - 1])))
     return found
 
 
@@ -144,12 +161,13 @@ def _memory_share(prices: Prices, ops: slice) -> float:
 
 
 class Lifetimes:
-    """Activations and temporaries by the op that allocates and the op that frees them: op numbers, rounded bytes and
-    categories, one row per storage.
+    """Activations and temporaries, and `gradients` where asked for, by the op that allocates and the op that frees
+    them: op numbers, rounded bytes and categories, one row per storage.
     """
 
-    def __init__(self, graph: OpGraph, unit_bytes: int, optimizer_shards: int) -> None:
-        counted = np.isin(graph.storage_category, [Category.ACTIVATIONS, Category.TEMPORARY])
+    def __init__(self, graph: OpGraph, unit_bytes: int, optimizer_shards: int, gradients: bool = False) -> None:
+        wanted = [Category.ACTIVATIONS, Category.TEMPORARY, *([Category.GRADIENTS] if gradients else [])]
+        counted = np.isin(graph.storage_category, wanted)
         counted &= graph.storage_alloc >= 0
         rows = np.flatnonzero(counted)
         self.alloc = graph.storage_alloc[rows]
@@ -159,22 +177,31 @@ class Lifetimes:
         size = np.where(in_optimizer, np.ceil(size / optimizer_shards), size).astype(np.int64)
         self.size = round_allocation(size, unit_bytes)
         self.category = graph.storage_category[rows]
-        self.by_alloc = np.argsort(self.alloc, kind="stable")
-        self.by_free = np.argsort(self.free, kind="stable")
+        self.gradients = np.where(self.category == Category.GRADIENTS, self.size, 0)
+        self._by_alloc, self._by_free = (np.argsort(column, kind="stable") for column in (self.alloc, self.free))
+        self._sorted_alloc, self._sorted_free = self.alloc[self._by_alloc], self.free[self._by_free]
 
-    def profile(self, start: int, stop: int, op_ps: NDArray[np.int64]) -> MemoryProfile | None:
-        """The profile of ops `start` to `stop`, or None where they neither allocate nor free."""
-        born = self._within(self.alloc, self.by_alloc, start, stop)
-        gone = self._within(self.free, self.by_free, start, stop)
+    def profile(self, start: int, stop: int, op_ps: NDArray[np.int64], added: bool = False) -> MemoryProfile | None:
+        """The profile of ops `start` to `stop`, or None where they neither allocate nor free.
+
+        Gradients that are `added` to earlier ones are freed by the op that allocates them.
+        """
+        born, gone = self._rows(start, stop)
         if not len(born) and not len(gone):
             return None
         rows = np.union1d(born, gone)
-        return lifetime_profile(
-            op_ps, self.alloc[rows] - start, self.free[rows] - start, self.size[rows], self.category[rows]
-        )
+        free = np.where(added & (self.gradients[rows] > 0), self.alloc[rows], self.free[rows])
+        return lifetime_profile(op_ps, self.alloc[rows] - start, free - start, self.size[rows], self.category[rows])
 
-    @staticmethod
-    def _within(column: NDArray[np.int32], order: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-        ordered = column[order]
-        low, high = np.searchsorted(ordered, [start, stop])
-        return order[low:high]
+    def gradient_bytes(self, start: int, stop: int) -> int | None:
+        """By how much ops `start` to `stop` change the bytes of gradients; None where they leave them alone."""
+        changes = [self.gradients[rows] for rows in self._rows(start, stop)]
+        if not any(change.any() for change in changes):
+            return None
+        return int(changes[0].sum() - changes[1].sum())
+
+    def _rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The storages that are allocated, and that are freed, by ops `start` to `stop`."""
+        born = slice(*np.searchsorted(self._sorted_alloc, [start, stop]).tolist())
+        gone = slice(*np.searchsorted(self._sorted_free, [start, stop]).tolist())
+        return self._by_alloc[born], self._by_free[gone]

@@ -53,6 +53,7 @@ class DataParallelPlan:
     overlap_gradients: bool
     overlap_parameters: bool
     update: UpdateTraffic = NO_TRAFFIC  # what the update sends besides gradients and parameters
+    buffer_bytes: int = 0  # of the module's buffers, which every rank holds whole
 
     @property
     def elements(self) -> int:
@@ -76,13 +77,13 @@ class DataParallelPlan:
         """What a rank holds during the whole step; gradients only where they are not made anew in each step (none)."""
         formats = self.formats
         two_copies = formats.master != formats.parameter
-        if self.zero == 3:
+        if self.shards(Category.WEIGHTS) > 1:
             weights, extra = self.elements * formats.master, 0
         else:
             weights, extra = self.elements * formats.parameter, self.trainable * formats.master * two_copies
         optimizer = self.trainable * formats.optimizer_state + extra
         return {
-            Category.WEIGHTS: math.ceil(weights / self.shards(Category.WEIGHTS)),
+            Category.WEIGHTS: math.ceil(weights / self.shards(Category.WEIGHTS)) + self.buffer_bytes,
             Category.OPTIMIZER: math.ceil(optimizer / self.shards(Category.OPTIMIZER)),
         }
 
@@ -103,9 +104,17 @@ def plan(
     """The plan of one rank for `degree` replicas, `per_node` of them on one fast fabric."""
     units = _units(graph)
     buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
+    overlap = (overlap_gradients, overlap_parameters)
     return DataParallelPlan(
-        degree, min(per_node, degree), zero, formats, units, buckets, overlap_gradients, overlap_parameters, update
+        degree, min(per_node, degree), zero, formats, units, buckets, *overlap, update, _buffer_bytes(graph)
     )
+
+
+def _buffer_bytes(graph: OpGraph) -> int:
+    """Weights that are no parameters: tables of rotary embeddings, masks."""
+    buffers = (graph.storage_category == Category.WEIGHTS) & (graph.storage_alloc < 0)
+    buffers[[p.storage for p in graph.parameters]] = False
+    return int(graph.storage_bytes[buffers].sum())
 
 
 def _units(graph: OpGraph) -> tuple[Unit, ...]:

@@ -94,8 +94,12 @@ def _step(
     framework: str = "pytorch",
     accelerator: Accelerator | None = None,
     trace_options: Mapping[str, object] = {},
+    one_copy: bool = False,
     **facts: object,
 ) -> Step:
+    if one_copy:  # of the parameters, which the optimizer updates as they are
+        trace_options = {**trace_options, "master_format": None}
+        formats = StepFormats(parameter=2, master=2, gradient=2, gather=2, reduce=2, optimizer_state=4)
     graph = recompute(_trace(name, **trace_options), recomputed)
     stack = dataclasses.replace(stacks.load(framework), **facts)  # type: ignore[arg-type]
     graph = fuse(graph, "block") if compiled else graph

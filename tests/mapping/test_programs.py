@@ -1,6 +1,7 @@
 """Programs of data-parallel steps: what they send, what they hold, and that they end."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,19 +73,30 @@ def test_one_device_sends_nothing(step: Step, zero: int) -> None:
     assert set(played.kinds()) <= {"compute", "copy", "host"}
 
 
-@pytest.mark.parametrize("limit", [2, 3])
+@pytest.mark.parametrize(("limit", "copies"), [(2, 0), (3, 0), (2, 1)])
 @pytest.mark.parametrize("prefetch", ["pre", "post", "none"])
 @pytest.mark.parametrize("forward", [True, False])
-def test_no_more_units_are_gathered_than_the_stack_allows(step: Step, limit: int, prefetch: str, forward: bool) -> None:
-    """The memory curve replayed: sharded weights, the root, and `gathers_in_flight` blocks."""
+def test_no_more_units_are_gathered_than_the_stack_allows(
+    step: Step, limit: int, copies: int, prefetch: str, forward: bool
+) -> None:
+    """The memory curve replayed: sharded weights, the root, and `gathers_in_flight` blocks.
+
+    FSDP 2 has a block's gathered buffer beside its parameters, or beside those of the block before.
+    """
     played = step(
-        "llama", zero=3, gathers_in_flight=limit, backward_prefetch=prefetch, forward_prefetch=forward, host_unit_s=0.0
+        "llama",
+        zero=3,
+        gathers_in_flight=limit,
+        gather_copies=copies,
+        backward_prefetch=prefetch,
+        forward_prefetch=forward,
+        host_unit_s=0.0,
     )
     curve, _ = memory_over_time(played.program, played.timeline, 0, played.resident)
     weights = curve.bytes[curve.categories.index("weights")]
     root, block = (played.plan.units[i].elements * 2 for i in (0, 1))
     rounding = 512 * (limit + 2)
-    assert weights.max() <= played.resident[Category.WEIGHTS] + root + limit * block + rounding
+    assert weights.max() <= played.resident[Category.WEIGHTS] + root + max(limit * block, copies * root) + rounding
     assert weights.min() >= played.resident[Category.WEIGHTS]
 
 
@@ -101,8 +113,9 @@ def test_gradients_take_what_zero_says(step: Step, zero: int) -> None:
         profile = program.profiles[program.profile[row]]
         gradients = profile.category == Category.GRADIENTS
         when = timeline.start_ps[row] + profile.fraction * (timeline.end_ps[row] - timeline.start_ps[row])
-        held += int(profile.delta_bytes[gradients & (when <= begin)].sum())
-    assert held == pytest.approx(2 * P / (N if zero >= 2 else 1), abs=N * 8)
+        held += int(profile.delta_bytes[gradients & (when < begin)].sum())
+    rounding = 512 * sum(unit.tensors for unit in played.plan.units)
+    assert 0 <= held - 2 * P / (N if zero >= 2 else 1) <= (8 if zero >= 2 else rounding)
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -182,7 +195,11 @@ def test_gradients_in_another_format_are_cast_before_the_update(step: Step) -> N
         played = step("gpt", zero=zero, formats=formats, micro_steps=1)
         curve, _ = memory_over_time(played.program, played.timeline, 0, played.resident)
         peak = curve.bytes[curve.categories.index("gradients")].max()
-        assert peak == pytest.approx(expected * played.graph.parameter_count(), rel=0.001)
+        largest = max(math.prod(played.graph.shapes[p.spec]) for p in played.graph.parameters)
+        rounding = 512 * sum(unit.tensors for unit in played.plan.units)
+        # cast one by one: at most one tensor is there in both formats
+        over = peak - expected * played.graph.parameter_count()
+        assert 0 <= over <= 4 * largest + rounding
 
 
 def test_fields_of_a_unit_are_all_used(step: Step) -> None:
