@@ -34,7 +34,7 @@ GB200: dict[str, float] = {"fp32": 80, "tf32": 1250, "bf16": 2500, "fp8": 5000, 
 B300: dict[str, float] = {"fp64": 1.25, "fp32": 80, "tf32": 1125, "bf16": 2250, "fp8": 4500, "fp6": 4500, "fp4": 13500}
 GB300: dict[str, float] = {"fp32": 80, "tf32": 1250, "bf16": 2500, "fp8": 5000, "fp6": 5000, "fp4": 15000}
 V100: dict[str, float] = {"fp64": 7.8, "fp32": 15.7, "fp16": 125}
-V100_PCIE: dict[str, float] = {"fp64": 7.1, "fp32": 14.1, "fp16": 113}
+V100_PCIE: dict[str, float] = {"fp64": 7, "fp32": 14, "fp16": 112}
 MI300: dict[str, float] = {
     "fp64": 163.4,
     "fp32": 163.4,
