@@ -65,11 +65,24 @@ FAMILIES: list[Mapping[str, object]] = [
     TINY,
     MEDIUM,
     {"family": "bert", **SMALL},
+    {"family": "t5", **SMALL, "decoder_layers": 2},
+    {"family": "t5", **SMALL, "pos_emb": "learned"},
+    {"family": "moe", **SMALL, "num_experts": 4, "experts_per_token": 2, "moe_ffn": 128},
+    {
+        "family": "moe",
+        **SMALL,
+        "mla": "q_lora=48;kv_lora=32;qk_nope=16;qk_rope=8;v=12",
+        "num_experts": 4,
+        "experts_per_token": 2,
+        "moe_ffn": 64,
+    },
 ]
 
 
 @pytest.mark.parametrize("attention", ["flash-2", "unfused"])
-@pytest.mark.parametrize("model", FAMILIES, ids=lambda model: str(model["family"]) + str(model["hidden"]))
+@pytest.mark.parametrize(
+    "model", FAMILIES, ids=lambda m: "-".join(str(m[k]) for k in m if k in ("family", "hidden", "pos_emb", "mla"))
+)
 def test_model_flops_are_the_closed_form_and_mfu_follows(attention: str, model: Mapping[str, object]) -> None:
     """6 per matmul weight and token, and attention's scores, of which a causal mask leaves half, whichever kernel
     runs it (arXiv 2205.05198).
@@ -85,6 +98,16 @@ def test_model_flops_are_the_closed_form_and_mfu_follows(attention: str, model: 
     assert result.hfu == pytest.approx(result.mfu)
     assert result.tokens_per_s * result.step_time_s == pytest.approx(spec_.tokens_per_step)
     assert result.tokens_per_s_per_device * 8 == pytest.approx(result.tokens_per_s)
+
+
+def test_tokens_of_an_encoder_decoder_are_its_encoders() -> None:
+    """Raffel et al., arXiv 1910.10683, section 3.1.2: 128 sequences of 512 tokens, 2^19 steps, 2^35 tokens."""
+    overrides = ("workload.global_batch=128", "workload.seq_len=512", "workload.decoder_seq_len=114")
+    spec_ = spec(*overrides, "workload.tokens=34359738368.0", model={"family": "t5", **SMALL})
+    result = simulate(spec_)
+    assert result.run is not None
+    assert result.run["time_s"] == pytest.approx(2**19 * result.step_time_s)
+    assert result.tokens_per_s * result.step_time_s == pytest.approx(2**16)
 
 
 def test_recomputation_raises_hfu_and_lowers_mfu() -> None:

@@ -140,7 +140,10 @@ class RunSpec(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step, over all devices."""
+        """Tokens of one optimizer step, over all devices; of t5 those that the encoder reads.
+
+        So counts the T5 paper (arXiv 1910.10683, section 3.1.2) and Hugging Face's Trainer (the model's main input).
+        """
         return self.workload.global_batch * self.workload.seq_len
 
     def dimensions(self) -> ModelConfig | None:
