@@ -14,6 +14,7 @@ import typer
 from cosim import process
 from cosim.batch import located, simulate_lines, simulated
 from cosim.cost_command import cost
+from cosim.kernel_commands import calibrate, validate_kernels
 from cosim.output import check_distinct, is_standard_output, whole_file, writing
 from hwmodels.units import InputError
 
@@ -41,6 +42,8 @@ app.add_typer(graph, name="graph")
 app.add_typer(workload, name="workload")
 app.add_typer(cost, name="cost")
 app.add_typer(validate, name="validate")
+app.command()(calibrate)
+validate.command("kernels")(validate_kernels)
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a value of the run file.")]
 Frontend = Annotated[

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from cosim.calibrate.constants import Constant, Line, constant_of, line_of
 from cosim.calibrate.fit import Free, Predict, fit
-from cosim.calibrate.kernels import Constant, Line, constant_of, line_of
 from cosim.calibrate.rows import Row
 from hwmodels.accelerator import Accelerator
 from hwmodels.cluster import Cluster
@@ -21,6 +21,8 @@ def calibrate_links(rows: Sequence[Row], chip: Accelerator) -> tuple[list[Consta
     messages = [r for r in inside if r.op == "send_recv" and _bytes(r) >= 2**20]
     constants: list[Constant] = []
     lines: list[Line] = []
+    if not reduces and not messages:
+        return constants, lines
     fabric = chip.links.fabric
     if fabric is not None and fabric.topology != "switch":  # without a switch only the full group has all links
         reduces = [r for r in reduces if isinstance(r.works[0], Collective) and r.works[0].devices == fabric.domain]

@@ -51,7 +51,10 @@ def read_collectives(path: Path) -> list[Row]:
 
 def is_collectives(path: Path) -> bool:
     """Whether a csv file is one of collectives, by its columns. Raises InputError: it is neither, or unreadable."""
-    columns = next(iter(_lines(path)), [])
+    lines = _lines(path)
+    if not lines:
+        raise InputError(f"{path}: is empty; it must be a csv file with a column 'op' or 'collective'")
+    columns = lines[0]
     if "collective" not in columns and "op" not in columns:
         raise InputError(f"{path}: has neither a column 'op' nor 'collective'; its columns are {', '.join(columns)}")
     return "collective" in columns
@@ -68,9 +71,7 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _rows(path: Path, column: str, read: Any) -> Iterator[Row]:
-    lines = _lines(path)
-    if not lines:
-        raise InputError(f"{path}: is empty; it must be a csv file with a column {column!r}")
+    lines = _lines(path) or [[]]
     columns = lines[0]
     for needed in (column, "accelerator", "time_us"):
         if needed not in columns:

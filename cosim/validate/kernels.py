@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosim.calibrate.constants import ENVELOPES, HOST_FLOOR, SHORT_S
 from cosim.calibrate.fit import Errors, errors, price
-from cosim.calibrate.kernels import HOST_FLOOR, SHORT_S
 from cosim.calibrate.rows import Row, read_collectives, read_kernels
 from hwmodels.accelerator import Accelerator, load, names
 from hwmodels.cluster import Cluster
@@ -26,7 +26,6 @@ PUBLISHED = Path(__file__).parent / "published"
 LARGE_MESSAGE = 2**20  # bytes
 SCHEMA_VERSION = 1
 _POINTWISE = ("elementwise_add", "elementwise_gelu", "softmax")
-_ENVELOPE = "ml_engineering_mamf"  # the best of a search over shapes, not a typical product
 _NCCL_TESTS = "vtrain_nccl"
 
 
@@ -111,7 +110,7 @@ def kind_of(row: Row, floors: dict[tuple[str, str], float] | None = None) -> Kin
     if row.time_s < HOST_FLOOR.get(row.source, 0.0) * floor:
         return Kind(f"{row.op} near its floor", note="timed from the host")
     if row.op == "gemm" and isinstance(work, Gemm):
-        if row.source == _ENVELOPE:
+        if row.source in ENVELOPES:
             return Kind("gemm best shape", note="the best of a search: an envelope")
         if work.format == "fp32":
             return Kind(f"gemm fp32 {size}", 0.15 if long else None)

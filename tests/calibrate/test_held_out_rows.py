@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cosim.calibrate.fit import Errors, Free, errors, fit, price
-from cosim.calibrate.kernels import gemm_rows, pass_rows
+from cosim.calibrate.gemm import gemm_rows
+from cosim.calibrate.passes import pass_rows
 from cosim.calibrate.rows import Row, in_fitted_half, read_collectives, read_kernels
 from hwmodels.accelerator import load
 from hwmodels.cluster import Cluster

@@ -1,0 +1,78 @@
+"""Which constants of attention are fitted on which published kernels, each algorithm on its own rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+
+from cosim.calibrate.constants import Chips, Constant, Line, constant_of, line_of, predictor
+from cosim.calibrate.fit import Free, Predict, fit
+from cosim.calibrate.rows import Row
+from hwmodels.accelerator import load
+from hwmodels.matrix_units.attention import AttentionConstants
+
+_REFERENCE = "h100-sxm-80gb"  # the only chip with rows of forward alone and of forward with backward
+_FEWEST = 6  # rows of the fitted half: as many as there are constants
+_ORDER = ("flash-2", "flash-1", "flash-3", "flash-triton", "cudnn")
+
+
+def calibrate_attention(rows: Sequence[Row], chips: Chips) -> tuple[list[Constant], list[Line]]:
+    """The constants of every algorithm with rows; backward over forward is flash-2's on H100 where only their sum, or
+    only forward, was measured.
+    """
+    constants: list[Constant] = []
+    lines: list[Line] = []
+    split = load(_REFERENCE).attention.get("flash-2")
+    for algorithm in _ORDER:
+        found = [row for row in rows if row.label == algorithm and row.accelerator in chips]
+        if sum(row.fitted for row in found) >= _FEWEST:
+            one, line, fitted = _algorithm(algorithm, found, chips, split)
+            constants += one
+            lines += line
+            if algorithm == "flash-2" and _REFERENCE in chips:
+                split = fitted
+    return constants, lines
+
+
+def _algorithm(
+    algorithm: str, rows: list[Row], chips: Chips, split: AttentionConstants | None
+) -> tuple[list[Constant], list[Line], AttentionConstants]:
+    ops = {row.op for row in rows}
+    free = {"forward": Free(0.5, 0.05, 1.0), "causal": Free(0.92, 0.5, 1.0), "row_overhead": Free(150.0, 0.0, 600.0)}
+    if algorithm in ("flash-1", "flash-triton"):  # large heads spill registers; the overlap cannot be told from it
+        free["head_128"] = Free(0.9, 0.3, 1.5)
+    else:
+        free["overlap"] = Free(0.5, 0.0, 1.0)
+    if any("head_dim" in f"{row.works}" and getattr(row.works[0], "head_dim", 0) > 128 for row in rows):
+        free["head_256"] = Free(0.9, 0.3, 1.5)
+    if len(ops) == 2:
+        free["ratio"] = Free(0.85, 0.4, 1.2)
+        free["backward_row_overhead"] = Free(300.0, 0.0, 900.0)
+    ratio = split.backward / split.forward if split else 0.8
+    rows_ratio = split.backward_row_overhead / max(1.0, split.row_overhead) if split else 2.5
+
+    def constants(values: Mapping[str, float]) -> AttentionConstants:
+        full = dict(values)
+        full["backward"] = min(1.0, full["forward"] * full.pop("ratio", ratio))
+        full.setdefault("backward_row_overhead", full["row_overhead"] * rows_ratio)
+        return AttentionConstants(**full)
+
+    def model(values: dict[str, float]) -> Predict:
+        return predictor(chips, lambda chip: replace(chip, attention={algorithm: constants(values)}))
+
+    one = fit(free, model, rows)
+    final = constants(one.values)
+    predict = model(one.values)
+    charts = "flash_attention charts" if {row.source for row in rows} == {"flash_attention"} else "kernels"
+    basis = f"{charts}, {' and '.join(sorted(ops))}"
+    found = []
+    for key in fields(AttentionConstants):
+        path, value = f"attention.{algorithm}.{key.name}", getattr(final, key.name)
+        if key.name in free or (key.name == "backward" and "ratio" in free):
+            found.append(constant_of(path, value, "", basis, one, key.name))
+        elif key.name.startswith("backward"):
+            text = "backward over forward as flash-2 on H100, the only one measured apart"
+            found.append(Constant(path, value, "", text, 0, 0.0, kind="derived"))
+    lines = [
+        line_of(f"{op} {algorithm}", source, predict, [r for r in rows if (r.op, r.source) == (op, source)])
+        for op, source in sorted({(row.op, row.source) for row in rows})
+    ]
+    return found, lines, final
