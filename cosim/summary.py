@@ -191,7 +191,7 @@ def _resident(played: Played) -> dict[Category, float]:
     graph, stack, plan = played.graph, played.stack, played.plan
     inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
-    if plan.zero == 0 and plan.degree > 1 and not stack.bucket_views:  # gradients and buckets are two copies
+    if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
         resident[Category.GRADIENTS] = float(plan.trainable * plan.formats.reduce)
     communicators = 1 if played.plan.degree > 1 else 0
     resident[Category.FRAMEWORK] = (
