@@ -3,6 +3,7 @@
 The keys, units, bounds and defaults are noted while the files are read; only the meanings are written here.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _order(part: str) -> tuple[int, str]:
 
 
 def _general(path: str) -> str:
-    words = path.split(".")
+    words = re.sub(r"\[\d+\]", "", path).split(".")  # one of several levels or units is explained once
     for number, word in enumerate(words):
         for known, placeholder in _PLACEHOLDERS:
             parent = words[number - 1] if number else ""
