@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from hwmodels.interconnect import torus
 from hwmodels.interconnect.algorithms import FORMS, LIBRARY, METHODS, PHASES, Form, logarithm, volume
 from hwmodels.interconnect.links import Link
-from hwmodels.interconnect.protocols import CHUNK_BYTES, MESSAGE_S, MESSAGES_PER_CORE, PROTOCOLS, SIMPLE, Protocol
+from hwmodels.interconnect.protocols import (
+    CHUNK_BYTES,
+    MESSAGE_S,
+    MESSAGES_PER_CORE,
+    PROTOCOLS,
+    SIMPLE,
+    TREE_SHARE,
+    Protocol,
+)
 from hwmodels.interconnect.topology import Reach
 from hwmodels.work import Collective
 
@@ -193,12 +201,12 @@ def _tree(work: Collective, group: Group, protocol: Protocol) -> Plan:
     if group.local > 1:
         # A chain sends everything up and everything down once on its busiest links.
         sent["fabric"] = 2.0 * work.bytes
-        rates["fabric"] = group.rate("fabric", False, protocol, sent["fabric"], work.bytes)
+        rates["fabric"] = TREE_SHARE * group.rate("fabric", False, protocol, sent["fabric"], work.bytes)
         step = group.hop("fabric", False, protocol) + _fill_s(work, protocol, rates["fabric"])
         latency += 2.0 * (group.local - 1) * step
     if group.nodes > 1:
         sent["network"] = 2.0 * work.bytes * (group.nodes - 1) / group.nodes / group.local
-        rates["network"] = group.rate("network", False, protocol, sent["network"], work.bytes)
+        rates["network"] = TREE_SHARE * group.rate("network", False, protocol, sent["network"], work.bytes)
         step = group.hop("network", True, protocol) + _fill_s(work, protocol, rates["network"])
         latency += 2.0 * logarithm(group.nodes) * step
     return Plan(_named("tree", protocol), max(latency, 0.0), sent, rates)

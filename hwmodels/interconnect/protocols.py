@@ -41,3 +41,6 @@ MESSAGE_S = {"fabric": 0.4e-6, "network": 1.0e-6}
 
 CHUNK_BYTES = 256 * 1024
 """A pipeline's chunk: tuning.cc, "the latency of a 256 kB chunk". A tree or chain passes it on once it has it whole."""
+
+TREE_SHARE = 0.92
+"""Of the bandwidth, what a tree sustains beside a ring (tuning.cc: `busBw*.92`)."""
