@@ -40,7 +40,7 @@ ROOMS = (
     ),
     ("cosim.process",),
     ("cosim.batch",),
-    ("cosim.cost_command", "cosim.kernel_commands"),
+    ("cosim.commands",),
     ("cosim.cli",),
     ("cosim",),  # the front door, cosim/__init__.py
 )
