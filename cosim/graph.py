@@ -55,7 +55,7 @@ class TensorSpec:
 
     dims: tuple[Dim, ...]
     dtype: str  # a name of hwmodels.number_formats (fp32, bf16, ...) or int64, int32, bool, ...
-    itemsize: int
+    itemsize: float  # bytes per element, its share of a block's scales included
     expanded: tuple[int, ...] = ()
 
 
@@ -174,7 +174,7 @@ class OpGraph:
     def spec_bytes(self) -> NDArray[np.int64]:
         """Bytes that a tensor of each spec occupies, stride-0 dimensions counted once."""
         sizes = [
-            math.prod(size for i, size in enumerate(shape) if i not in spec.expanded) * spec.itemsize
+            math.ceil(math.prod(size for i, size in enumerate(shape) if i not in spec.expanded) * spec.itemsize)
             for spec, shape in zip(self.specs, self.shapes, strict=True)
         ]
         return np.array(sizes, dtype=np.int64)

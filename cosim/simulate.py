@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,9 +23,10 @@ from cosim.spec import RunSpec
 from cosim.spec.sections import EveryBlocks
 from cosim.stacks.stack import Stack
 from cosim.summary import peak_bytes, summarize
-from cosim.techniques import optimizers, precision
+from cosim.techniques import optimizers, precision, recipes
 from cosim.techniques.fusion import fuse
 from cosim.techniques.precision import Precision
+from cosim.techniques.quantization import quantize
 from cosim.techniques.recompute import recompute
 from cosim.trace import TraceOptions
 from hwmodels import accelerator as accelerators
@@ -103,8 +105,12 @@ def _software(spec: RunSpec, accelerator: Accelerator) -> tuple[Stack, Precision
         spec.training.gradient_format,
         spec.training.reduce_format,
     )
+    recipe = recipes.choose(spec.training.precision, spec.training.recipe, stack, accelerator)
+    formats = dataclasses.replace(formats, recipe=recipe)
     with about("training.precision"):
         accelerator.peak_flops(formats.compute)
+        if recipe is not None:
+            accelerator.peak_flops("bf16")  # of what is not quantized
     with about("training.attention"):
         attention = attention_algorithm(spec.training.attention, stack, accelerator, formats.compute)
     return stack, formats, attention
@@ -187,6 +193,7 @@ def step_graph(
     )
     with about("workload"):
         graph = trace.cached_trace(spec.model(), options, progress)
+    graph = quantize(graph, formats.recipe, gathered=spec.parallel.zero == 3 and spec.data_parallel > 1)
     policy = training.recompute
     _check_blocks(graph, policy)
     graph = recompute(graph, policy if isinstance(policy, str) else policy.every)

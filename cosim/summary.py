@@ -16,6 +16,7 @@ from cosim.memory import memory_over_time
 from cosim.played import Played
 from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline, TracedStep
 from cosim.spec import RunSpec
+from cosim.techniques import quantization
 from cosim.trace.vocabulary import attention_dims
 from hwmodels.accelerator import Accelerator
 from hwmodels.units import format_quantity
@@ -145,7 +146,8 @@ def _time_breakdown(played: Played) -> dict[str, Any]:
     graph, second = played.graph, PICOSECONDS_PER_S
     parts = played.breakdown
     classes = [kind.op_class.removesuffix("_backward") for kind in graph.kinds]
-    in_optimizer = graph.op_phase == Phase.OPTIMIZER
+    casts = np.array([kind.op_class == "quantize" for kind in graph.kinds], dtype=np.bool_)[graph.op_kind]
+    in_optimizer = (graph.op_phase == Phase.OPTIMIZER) & ~casts
     time = played.prices.time_s * played.occurrences
     compute: dict[str, float] = {}
     by_kind = np.bincount(graph.op_kind, weights=np.where(in_optimizer, 0.0, time), minlength=len(classes))
@@ -189,6 +191,7 @@ def _resident(played: Played) -> dict[Category, float]:
     """What is in memory during the whole step."""
     resident: dict[Category, float] = dict(played.plan.resident_bytes())
     graph, stack, plan = played.graph, played.stack, played.plan
+    resident[Category.WEIGHTS] += quantization.resident_bytes(graph)
     inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
     if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
@@ -218,7 +221,7 @@ def peak_bytes(played: Played) -> float:
 
 
 def _warnings(played: Played) -> tuple[str, ...]:
-    return (*_assumed_branches(played.graph), *_idle_recomputation(played))
+    return (*_assumed_branches(played.graph), *_idle_recomputation(played), *_idle_precision(played))
 
 
 def _assumed_branches(graph: OpGraph) -> tuple[str, ...]:
@@ -240,6 +243,16 @@ def _idle_recomputation(played: Played) -> tuple[str, ...]:
     why = "the attention kernel keeps no scores" if training.recompute == "selective" else "the model has no blocks"
     name = training.recompute if isinstance(training.recompute, str) else "every"
     return (f"training.recompute: {name} recomputes nothing: {why}",)
+
+
+def _idle_precision(played: Played) -> tuple[str, ...]:
+    recipe = played.formats.recipe
+    if recipe is None or any(kind.op_class == "quantize" for kind in played.graph.kinds):
+        return ()
+    return (
+        f"training.precision: {recipe.precision} quantizes nothing: the model has no repeated blocks with weights of "
+        f"sizes that are multiples of {recipe.multiple}",
+    )
 
 
 def _run(spec: RunSpec, step_s: float, energy: float, cost: float | None) -> dict[str, float] | None:
@@ -269,7 +282,7 @@ def _extrapolated(played: Played) -> tuple[str, ...]:
     elif not power.energy_per_flop_j or not power.energy_per_byte_j:
         lacks = "per FLOP" if not power.energy_per_flop_j else "per byte"
         found.append(f"{accelerator.name}: no energies {lacks}: energy is too low")
-    return tuple(found)
+    return (*found, *quantization.uncalibrated(played.graph, accelerator))
 
 
 def _unknown(played: Played) -> tuple[Mapping[str, Any], ...]:

@@ -209,7 +209,7 @@ def memory_pass(graph: OpGraph, kind: OpKind, shards: int = 1) -> Pass:
         vector_ops / shards,
         special_ops / shards,
         "fp32",
-        _ACCESS.get(kind.op_class, "stream"),  # type: ignore[arg-type]
+        kind.attribute("access") or _ACCESS.get(kind.op_class, "stream"),
     )
 
 
@@ -220,6 +220,7 @@ def arithmetic(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
         pairs = [arithmetic(graph, graph.kinds[member]) for member in members]
         return math.fsum(vector for vector, _ in pairs), math.fsum(special for _, special in pairs)
     entry = lookup(kind.target)
+    per_element = kind.attribute("vector_ops", entry.vector_ops)
     sizes = [math.prod(graph.shapes[spec]) for spec in (*kind.inputs, *kind.outputs)]
     elements = max(sizes, default=0)
     if kind.op_class == "optimizer":  # over lists of tensors, the parameters first: written, unlike what comes next
@@ -228,7 +229,7 @@ def arithmetic(graph: OpGraph, kind: OpKind) -> tuple[float, float]:
     elif "_foreach_" in kind.target:  # all elements of one list
         lists = max(1, len(kind.inputs) // max(1, len(kind.mutated or kind.outputs)))
         elements = sum(sizes[: len(kind.inputs)]) // lists
-    return entry.vector_ops * elements, entry.special_ops * elements
+    return per_element * elements, entry.special_ops * elements
 
 
 def attention_algorithm(choice: str, stack: Stack, accelerator: Accelerator, compute: str) -> str:

@@ -25,7 +25,6 @@ MODELLED: Mapping[str, tuple[object, ...]] = {
     "parallel.virtual_stages": _ONE,
     "parallel.stage_layers": _NONE,
     "training.framework": ("pytorch", "composer", "torchtitan"),
-    "training.precision": ("fp32", "tf32", "fp16", "bf16"),
     "training.optimizer": ("adamw", "adam", "sgd", "lion", "lamb", "adafactor", "muon"),
     "training.recompute": ("none", "selective", "selective_op", "full", "{every: n}"),
     "training.techniques": ((),),

@@ -304,8 +304,18 @@ class TrainingSpec(Section):
     ] = "pytorch"
     precision: Annotated[
         Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "mxfp4", "nvfp4", "int8"],
-        Field(description="Format of compute; 16-bit ones mean mixed precision with fp32 master weights"),
+        Field(
+            description="Format of compute; 16-bit ones mean mixed precision with fp32 master weights, narrower ones "
+            "that linear layers are quantized and the rest is bf16"
+        ),
     ] = "bf16"
+    recipe: Annotated[
+        Literal["delayed", "current", "block", "switchback"] | None,
+        Field(
+            description="How a narrow precision finds its scales: fp8 delayed (of earlier steps), current (of the "
+            "tensor) or block (1 x 128); int8 switchback or block; mxfp8, mxfp4, nvfp4 block; default: the framework's"
+        ),
+    ] = None
     optimizer: Annotated[
         Name,
         Field(

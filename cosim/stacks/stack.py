@@ -87,6 +87,8 @@ class Stack:
     autocast_norm_format: Format = "fp32"  # what a norm reads and writes under autocast; elsewhere its input's format
     parameter_gather_format: Format = "compute"  # of ZeRO 3's all-gathers
     gradient_reduce_format: Format = "fp32"  # of the reduction; a whole gradient is in the format of its parameter
+    fp8_recipe: Literal["delayed", "current", "block"] = "delayed"  # where scales of `precision: fp8` come from, see
+    #                                                                  cosim.techniques.recipes
     loss_scaling: Literal["dynamic", "none"] = "dynamic"  # with fp16: the loss is scaled, gradients unscaled and tested
     gradient_format: Format = "fp32"  # of the reduced gradient, summed over micro-steps and read by the optimizer
 

@@ -80,7 +80,8 @@ def shard_update(graph: OpGraph, optimizer: str, zero: int, degree: int) -> tupl
     if optimizer == "adafactor":
         columns = [4.0 * math.prod(shape[:-2]) * shape[-1] for shape in shapes if len(shape) > 1]
         return graph, UpdateTraffic(before=(*overflow, *(("all_reduce", size) for size in columns)))
-    whole = whole_ops(graph)
+    casts = np.array([kind.op_class == "quantize" for kind in graph.kinds], dtype=np.bool_)[graph.op_kind]
+    whole = whole_ops(graph) & ~casts  # every rank casts every weight that it multiplies
     traffic = UpdateTraffic(overflow)
     if not whole.any():
         return graph, traffic

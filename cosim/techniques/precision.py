@@ -7,9 +7,11 @@ gathers 16 bit; `master_weights` holds the 16-bit model and fp32 copies for the 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from cosim.stacks.stack import Stack
+from cosim.techniques.recipes import NARROW, Recipe
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -40,6 +42,7 @@ class Precision:
     reduce: str
     fp32_matmul: str  # fp32 or tf32
     compute: str  # of matrix products, for the chip's peak
+    recipe: Recipe | None = None  # of a narrow precision: how linear layers are quantized
 
     def step_formats(self, optimizer_state: float) -> StepFormats:
         """The same in bytes per element, with the optimizer's states (`cosim.techniques.optimizers.state_bytes`)."""
@@ -58,8 +61,12 @@ def resolve(
 ) -> Precision:
     """The formats of `precision` under `stack`, where parameters are `sharded` (ZeRO 3) or not.
 
-    The run's own gradient and reduction formats come first.
+    The run's own gradient and reduction formats come first. Narrow precisions (fp8 and fewer bits) are bf16 mixed
+    precision whose linear layers are quantized, see `cosim.techniques.quantization`.
     """
+    if precision in NARROW:
+        wide = resolve("bf16", stack, sharded, gradient_format, reduce_format)
+        return dataclasses.replace(wide, compute=precision)
     if precision in ("fp32", "tf32"):
         gradient, reduced = gradient_format or "fp32", reduce_format or "fp32"
         return Precision("fp32", None, None, gradient, "fp32", reduced, precision, precision)

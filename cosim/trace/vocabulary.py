@@ -16,6 +16,7 @@ is a new row. What is not in the table is class `unknown`: it costs the bytes th
     gather, scatter      rows picked or accumulated by index: embedding, index_select, index_put, embedding backward
     random               draws; dropout counts as pointwise with a random draw per element
     fill                 writes without reads: zeros, ones, full, arange
+    quantize             casts to narrow formats with their scales, and the passes that find those
     optimizer            fused multi-tensor updates
     view                 another shape of the same memory, allocation without writing, metadata: costs nothing
     unknown              everything else
@@ -53,6 +54,7 @@ OP_CLASSES = (
     "scatter",
     "random",
     "fill",
+    "quantize",
     "optimizer",
     "view",
     "unknown",
@@ -148,6 +150,9 @@ def _rows() -> Mapping[str, Entry]:
     add("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full")
     add("fill", "arange prims.iota")
     add("fill", "linspace eye scalar_tensor _foreach_zero_ tril_indices triu_indices")
+
+    # absolute value, maximum; a cast to a narrow format says itself what it computes (cosim.techniques.recipes)
+    add("quantize", "cosim.amax cosim.quantize", 2)
 
     # Adam, per parameter: two moments (2 + 3), bias corrections and step (4), weight decay (2); square root and
     # division

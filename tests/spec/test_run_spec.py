@@ -169,7 +169,6 @@ def test_bad_value_is_one_sentence(change: str) -> None:
 
 
 NOT_MODELLED = {
-    "training.precision=fp8": "fp32, tf32, fp16, bf16",
     "training.optimizer=rmsprop": "adamw, adam, sgd, lion, lamb, adafactor, muon",
     "training.framework=megatron-lm": "pytorch, composer, torchtitan",
     "training.techniques=[lora]": "[]",
