@@ -1,7 +1,7 @@
 """Which constants of a device's links are fitted on which published collectives."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from cosim.calibrate.constants import Constant, Line, constant_of, line_of
 from cosim.calibrate.fit import Free, Predict, fit
@@ -11,75 +11,93 @@ from hwmodels.cluster import Cluster
 from hwmodels.work import Collective
 
 
+@dataclass(frozen=True, slots=True)
+class LinkFit:
+    """One fit: the constants `free` of `tier` (key in the file's `calibration.links.TIER` -> field of its `Link`), on
+    `rows`; errors are reported for `reported`.
+    """
+
+    tier: str
+    free: Mapping[str, str]
+    rows: Sequence[Row]
+    reported: Sequence[Row]
+
+
+_BOUNDS = {"launch": Free(30.0, 0.0, 100.0), "copy": Free(0.7, 0.1, 5.0), "efficiency": Free(0.9, 0.3, 0.95)}
+_UNITS = {"launch": (1e-6, "us"), "copy": (1e12, "TB/s"), "efficiency": (1.0, "")}
+_REDUCE = {"copy": "copy_bytes_per_s", "launch": "launch_s"}
+_MESSAGE = {"p2p_efficiency": "p2p_efficiency", "p2p_launch": "p2p_launch_s"}
+
+
 def calibrate_links(rows: Sequence[Row], chip: Accelerator) -> tuple[list[Constant], list[Line]]:
     """Launch and local copying of collectives on the fast fabric, from all-reduces of at least 1 MiB inside a node;
-    launch and efficiency of messages between two devices. The fabric's own efficiency is the packets' (see the file),
-    not fitted.
+    launch and efficiency of messages between two devices, of one node and of two. The fabric's own efficiency is the
+    packets' (see the file), not fitted.
     """
-    inside = [r for r in rows if r.accelerator == chip.name and _inside(r)]
-    reduces = [r for r in inside if r.op == "all_reduce" and _bytes(r) >= 2**20]
-    messages = [r for r in inside if r.op == "send_recv" and _bytes(r) >= 2**20]
+    large = [row for row in rows if row.accelerator == chip.name and _bytes(row) >= 2**20]
     constants: list[Constant] = []
     lines: list[Line] = []
-    if not reduces and not messages:
-        return constants, lines
-    fabric = chip.links.fabric
-    if fabric is not None and fabric.topology != "switch":  # without a switch only the full group has all links
-        reduces = [r for r in reduces if isinstance(r.works[0], Collective) and r.works[0].devices == fabric.domain]
-    sources = sorted({row.source for row in reduces})
-    # nccl-tests runs kernels back to back; torch.distributed is kept as a second opinion where there are both.
-    main = (
-        [row for row in reduces if row.source == ("vtrain_nccl" if "vtrain_nccl" in sources else sources[0])]
-        if sources
-        else []
-    )
-    free = {"launch": Free(30.0, 0.0, 100.0)}
-    reduce = {**free, "copy": Free(0.7, 0.1, 5.0)}
-    message = {**free, "efficiency": Free(0.9, 0.3, 0.95)}
-    units = {"launch": 1e-6, "copy": 1e12, "efficiency": 1.0}
-    cluster = Cluster.build(chip, 8, 8)
-
-    def model(names: Mapping[str, str]) -> Callable[[dict[str, float]], Predict]:
-        def build(values: dict[str, float]) -> Predict:
-            fabric = cluster.tiers["fabric"]
-            changes = {names[key]: value * units[key] for key, value in values.items()}
-            other = replace(cluster, tiers={**cluster.tiers, "fabric": replace(fabric, **changes)})  # type: ignore[arg-type]
-            return lambda row: _collective_time(other, row)
-
-        return build
-
-    for kind, found, names, constant in (
-        ("", main, {"copy": "copy_bytes_per_s", "launch": "launch_s"}, reduce),
-        ("p2p_", messages, {"efficiency": "p2p_efficiency", "launch": "p2p_launch_s"}, message),
-    ):
-        if not found:
-            continue
-        one = fit(constant, model(names), found)
-        basis = f"{found[0].source} {found[0].op} >= 1 MiB, {found[0].label}"
-        for key, unit in (("efficiency", ""), ("copy", "TB/s"), ("launch", "us")):
-            if key in constant:
-                path = f"links.fabric.{kind}{key}"
-                constants.append(constant_of(path, one.values[key], unit, basis, one, key))
-        predict = model(names)(one.values)
-        every = reduces if found is main else messages
-        lines += [
-            line_of(f"{found[0].op} >= 1 MiB", label, predict, [row for row in every if row.label == label])
-            for label in sorted({row.label for row in every})
-        ]
+    for one in _fits(large, chip):
+        found, line = _fitted(one, chip)
+        constants += found
+        lines += line
     return constants, lines
 
 
-def _collective_time(cluster: Cluster, row: Row) -> float:
+def _fits(rows: Sequence[Row], chip: Accelerator) -> list[LinkFit]:
+    reduces = [row for row in rows if row.op == "all_reduce" and _nodes(row) == 1]
+    near = [row for row in rows if row.op == "send_recv" and _nodes(row) == 1]
+    far = [row for row in rows if row.op == "send_recv" and _nodes(row) == 2]
+    if chip.links.fabric is not None and chip.links.fabric.topology == "pairs":
+        reduces = [row for row in reduces if _work(row).devices == chip.links.fabric.domain]
+    # nccl-tests runs kernels back to back; torch.distributed is kept as a second opinion where there are both.
+    sources = sorted({row.source for row in reduces}, key=lambda source: (source != "vtrain_nccl", source))
+    main = [row for row in reduces if row.source == sources[0]]
+    # Of a network less than half as fast as the file's: another one.
+    network = chip.links.network
+    fastest = max((_bytes(row) / row.time_s for row in far), default=0.0)
+    if network is None or fastest < 0.5 * network.bandwidth_bytes_per_s:
+        far = []
+    fits = [LinkFit("fabric", _REDUCE, main, reduces)]
+    fits += [LinkFit("fabric", _MESSAGE, near, near), LinkFit("network", _MESSAGE, far, far)]
+    return [one for one in fits if one.rows]
+
+
+def _fitted(one: LinkFit, chip: Accelerator) -> tuple[list[Constant], list[Line]]:
+    nodes = 2 if one.tier == "network" else 1
+    bridged = chip.links.fabric is not None and chip.links.fabric.topology == "pairs"
+    size = chip.links.fabric.domain if bridged and chip.links.fabric else 8
+    cluster = Cluster.build(chip, size * nodes, size)
+    short = {key: key.removeprefix("p2p_") for key in one.free}
+
+    def model(values: dict[str, float]) -> Predict:
+        changes = {field: values[key] * _UNITS[short[key]][0] for key, field in one.free.items()}
+        link = replace(cluster.tiers[one.tier], **changes)  # type: ignore[arg-type]
+        other = replace(cluster, tiers={**cluster.tiers, one.tier: link})
+        return lambda row: other.collective_cost(_work(row)).time_s
+
+    found = fit({key: _BOUNDS[short[key]] for key in one.free}, model, one.rows)
+    op = f"{one.rows[0].op}{' between nodes' if nodes == 2 else ''} >= 1 MiB"
+    basis = f"{one.rows[0].source} {op}, {one.rows[0].label}"
+    constants = [
+        constant_of(f"links.{one.tier}.{key}", found.values[key], _UNITS[short[key]][1], basis, found, key)
+        for key in one.free
+    ]
+    predict = model(found.values)
+    labels = sorted({row.label for row in one.reported})
+    lines = [line_of(op, label, predict, [row for row in one.reported if row.label == label]) for label in labels]
+    return constants, lines
+
+
+def _work(row: Row) -> Collective:
     work = row.works[0]
     assert isinstance(work, Collective)
-    return cluster.collective_cost(work).time_s
+    return work
 
 
-def _inside(row: Row) -> bool:
-    work = row.works[0]
-    return isinstance(work, Collective) and work.devices == work.per_node <= 8
+def _nodes(row: Row) -> int:
+    return -(-_work(row).devices // _work(row).per_node)
 
 
 def _bytes(row: Row) -> float:
-    work = row.works[0]
-    return work.bytes if isinstance(work, Collective) else 0.0
+    return _work(row).bytes
