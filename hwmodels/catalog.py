@@ -1,6 +1,7 @@
 """Finds accelerator files: the library's by name, anybody's by path, and variations by `base` and `set`."""
 
 import copy
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -45,8 +46,7 @@ def resolve(
     elif reference in names():
         path = LIBRARY / f"{reference}.yaml"
     else:
-        close = [name for name in names() if len(reference) > 2 and reference in name]
-        close = close or get_close_matches(reference, names(), 3, 0.6)
+        close = _meant(reference)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names())}"
         raise InputError(f"{where}: no accelerator is called {reference!r:.80}; {hint}")
     data = load_yaml(path, str(path))
@@ -59,6 +59,24 @@ def resolve(
     if isinstance(base, str) and base.endswith((".yaml", ".yml")):  # as the file sees it
         data = {**data, "base": str(path.parent / base)}
     return _variation(data, label, depth), label
+
+
+def _meant(reference: str) -> list[str]:
+    """Names that `reference` may stand for: those that have it in them or in their title, however it is written
+    (H100, TPU v4, Trainium2), or are spelt alike.
+    """
+    wanted = re.sub(r"[^a-z0-9]", "", reference.lower())
+    if len(wanted) > 2:
+        for said in (lambda name: name, _title):
+            found = [name for name in names() if wanted in re.sub(r"[^a-z0-9]", "", said(name).lower())]
+            if found:
+                return found
+    return get_close_matches(reference.lower(), names(), 3, 0.6)
+
+
+def _title(name: str) -> str:
+    found = re.search(r"^title: (.*)$", (LIBRARY / f"{name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else name
 
 
 def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
