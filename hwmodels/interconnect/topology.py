@@ -81,14 +81,15 @@ def _switched(link: Link, place: Place) -> Reach:
     below = _places_below(link, ports)
     local = max(1, below // place.step)  # members of this group below one leaf, or in one group of a dragonfly
     extra = _extra_switches(link, place, below) * link.switch_latency_s
-    message = min(port * link.p2p_efficiency, port * link.p2p_efficiency / crowd)
+    message = port * link.p2p_efficiency / crowd
     if place.members <= local:
         return Reach(rate, rate, message, link.latency_s, link.latency_s + extra)
     outside = (place.members - local) / (place.members - 1)  # of what goes to all others evenly
     sets = -(-place.members // local)
     to_next, to_all = _up(link, ports, below, sets)
     sending = min(place.step, below)  # places below a leaf whose ring leaves it
-    ring = min(rate, to_next * port * link.efficiency / (sending * place.active))
+    to_next *= port / (sending * place.active)  # of one member
+    ring, message = min(rate, to_next * link.efficiency), min(message, to_next * link.p2p_efficiency)
     spread = min(rate, to_all * port * link.efficiency / (below * place.active * outside))
     crossing = 1.0 / local
     return Reach(ring, spread, message, link.latency_s + extra * crossing, link.latency_s + extra)

@@ -192,6 +192,26 @@ def test_two_devices_behind_one_port_share_it_only_when_both_send() -> None:
     assert message[0] == pytest.approx(2 * message[1])
 
 
+def test_groups_are_laid_out_domain_by_domain() -> None:
+    """Of 64 devices with tensor parallelism 4 in nodes of 8, data 4 and pipeline 4: found by numbering the devices."""
+    cluster = Cluster.build(H100, 64, 8)
+    for members, stride in ((4, 1), (4, 4), (4, 16), (2, 16), (8, 8), (64, 1), (16, 4)):
+        work = cluster.groups("all_gather", 1e9, members, stride)
+        blocks = [range(first, first + members * stride) for first in range(0, 64, members * stride)]
+        groups = [[device for device in block if device % stride == lane] for block in blocks for lane in range(stride)]
+        assert {len({device // 8 for device in group}) for group in groups} == {-(-members // work.per_node)}
+        assert {sum(device < 8 for device in group) for group in groups} <= {0, work.per_node}
+        assert sum(any(device < 8 for device in group) for group in groups) == work.concurrent
+        assert cluster.collective_cost(work).time_s > 0
+
+
+def test_stages_far_apart_meet_above_their_leaf() -> None:
+    """All nodes below a leaf send to the next stage at once, over two uplinks for six."""
+    near, far = (reach(replace(PLAIN, oversubscription=3.0), Place(2, step)) for step in (1, 6))
+    assert near.message == PORT
+    assert far.message == pytest.approx(PORT / 3)
+
+
 def test_a_bridge_joins_neighbours_and_not_every_second_card() -> None:
     node = Cluster.build(load("a100-pcie-80gb"), 4, 4)
     near = node.collective_cost(Collective("all_reduce", 1e8, 2, 2))
