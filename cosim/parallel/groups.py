@@ -1,0 +1,70 @@
+"""Which ranks talk to each other: the groups of every kind of parallelism, and where their members sit.
+
+Ranks are numbered with tensor parallelism fastest, then context, data and pipeline (Megatron-LM's order tp-cp-dp-pp),
+so that the groups that talk most share a node. Experts fold the ranks of one pipeline stage anew: expert tensor
+parallelism fastest, then experts, then the replicas of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cosim.parallel.layout import Sharding
+from hwmodels.work import Collective
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`size` ranks, `stride` from one to the next; `per_node` of them on one fast fabric, where `concurrent` groups
+    alike share the ports of a node.
+    """
+
+    size: int
+    per_node: int
+    stride: int = 1
+    concurrent: int = 1
+
+    def collective(self, kind: str, bytes: float) -> Collective:
+        """The work of one collective of this group; `bytes` is the full buffer."""
+        return Collective(kind, bytes, self.size, self.per_node, self.stride, self.concurrent)  # type: ignore[arg-type]
+
+
+def group(size: int, stride: int, domain: int, devices: int) -> Group:
+    """The group of `size` ranks that are `stride` apart, on fabrics of `domain` devices."""
+    per_node = min(size, max(1, domain // stride))
+    return Group(size, per_node, stride, max(1, min(stride, domain, devices // size) if per_node < size else 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The groups of one rank."""
+
+    tensor: Group
+    context: Group
+    expert: Group
+    data: Group  # those that hold the same parameters: replicas, and context-parallel ranks
+    expert_data: Group  # those that hold the same experts
+    pipeline: Group
+
+    def of(self, name: str) -> Group:
+        """The group that a collective of a rank's graph names."""
+        found = {"tensor": self.tensor, "context": self.context, "expert": self.expert}
+        return found[name]
+
+
+def groups(sharding: Sharding, data: int, pipeline: int, domain: int) -> Groups:
+    """The groups of a run with `data` replicas and `pipeline` stages, on fabrics of `domain` devices."""
+    tensor, context = sharding.tensor, sharding.context
+    stage = tensor * context * data
+    devices = stage * pipeline
+    experts = sharding.expert * sharding.expert_tensor
+    made: Mapping[str, Group] = {
+        "tensor": group(tensor, 1, domain, devices),
+        "context": group(context, tensor, domain, devices),
+        "expert": group(experts, 1, domain, devices),
+        "data": group(context * data, tensor, domain, devices),
+        "expert_data": group(max(1, stage // experts), experts, domain, devices),
+        "pipeline": group(pipeline, stage, domain, devices),
+    }
+    return Groups(**made)
