@@ -39,6 +39,7 @@ class Cluster:
     torus: tuple[int, ...] = ()
     algorithms: tuple[str, ...] = LIBRARY
     _costs: dict[Collective, CollectiveCost] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _groups: dict[tuple[int, ...], Group] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -114,7 +115,10 @@ class Cluster:
 
     def _price(self, work: Collective) -> CollectiveCost:
         self._check(work)
-        group = self._group(work)
+        where = (work.devices, work.per_node, work.stride, work.concurrent)
+        group = self._groups.get(where)
+        if group is None:
+            group = self._groups[where] = self._group(work)
         chip = self.accelerator
         rate = chip.memory.hbm.rate("stream")
         ways = [_through_memory(plan, work, rate) for plan in plans(work, group, self.algorithms)]
@@ -188,4 +192,6 @@ def _through_memory(plan: Plan, work: Collective, memory_bytes_per_s: float) -> 
     if not sent:
         return plan
     most = memory_bytes_per_s * sent / memory_bytes(work, plan.link_bytes)
+    if max(plan.bandwidth.values()) <= most:
+        return plan
     return replace(plan, bandwidth={tier: min(rate, most) for tier, rate in plan.bandwidth.items()})

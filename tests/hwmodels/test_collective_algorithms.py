@@ -258,6 +258,33 @@ def test_no_algorithm_beats_what_has_to_cross(
 
 
 @given(
+    st.sampled_from(KINDS),
+    st.sampled_from(NAMES),
+    st.sampled_from(["fat-tree", "rail-optimised", "dragonfly"]),
+    st.floats(1.0, 1e10),
+    st.sampled_from([19, 27, 36, 64]),
+    st.sampled_from([1.0, 2.0, 7.0]),
+    st.sampled_from([8, 16, 32]),
+)
+@settings(deadline=None, max_examples=300)
+def test_nothing_enters_a_leaf_faster_than_its_uplinks(
+    kind: str, name: str, topology: str, size: float, radix: int, over: float, nodes: int
+) -> None:
+    """The cut around one leaf (of a rail-optimised network: a node's on every rail), or one group of a dragonfly."""
+    net = {"inter_node": 25e9, "topology": topology, "radix": radix, "oversubscription": over, "algorithms": [name]}
+    found = Cluster.build(A100, 8 * nodes, 8, network=net).collective(kind, size, 8 * nodes, 8)
+    down = int(radix * over / (1 + over))
+    group = (radix + 1) // 4
+    below = {"fat-tree": down // 8, "rail-optimised": down, "dragonfly": 2 * group * group // 8}[topology]
+    if not 0 < below < nodes:
+        return
+    up = (2 * group * group if topology == "dragonfly" else below * 8) / over * 25e9
+    share = 1 - below / nodes
+    enters = {"all_reduce": 1.0, "broadcast": 1.0, "all_to_all": 8 * below * share}.get(kind, share)
+    assert found.time_s >= size * enters / up * (1 - 1e-9)
+
+
+@given(
     st.sampled_from([*KINDS, "send_recv"]),
     st.sampled_from(TOPOLOGIES),
     st.floats(1.0, 1e10),

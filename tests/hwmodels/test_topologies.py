@@ -151,6 +151,13 @@ def test_nvlink_sharp_reaches_what_nccl_reports() -> None:
     assert allowed.collective("all_reduce", size, 8, 8).algorithm == "in-network"
 
 
+def test_switches_that_sustain_less_while_they_add_up_are_slower() -> None:
+    slow = load({"base": "h100-sxm-80gb", "set": {"calibration.links.fabric.reduction_efficiency": 0.3}}, "accelerator")
+    allowed = {"in_network_reduction": True, "algorithms": ["in-network"]}
+    times = [Cluster.build(chip, 8, 8, network=allowed).collective("all_reduce", 1e9, 8, 8) for chip in (H100, slow)]
+    assert times[1].time_s > 2 * times[0].time_s
+
+
 def test_four_nodes_of_h100_reach_what_was_measured() -> None:
     """32 H100 with a 400 Gb/s port each: 320 GB/s of bus bandwidth at 8 GB without reduction in switches
     (NVIDIA/nccl issue 1221).
