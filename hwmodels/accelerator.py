@@ -7,6 +7,7 @@ from typing import Any
 
 from hwmodels import catalog
 from hwmodels.catalog import load_raw, names
+from hwmodels.energies import per_byte_j, per_flop_j, per_lane_flop_j
 from hwmodels.interconnect.links import Link
 from hwmodels.matrix_units import systolic_array
 from hwmodels.matrix_units.attention import ALGORITHMS, DEFAULTS, AttentionConstants, attention_cost
@@ -18,6 +19,7 @@ from hwmodels.memory.sram import Sram, through_levels
 from hwmodels.number_formats import number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
+from hwmodels.process import process_of
 from hwmodels.units import InputError, format_quantity, parse_quantity
 from hwmodels.vector_unit import SIMT_PASSES, WIDE_VECTOR_PASSES, PassConstants, VectorUnit
 from hwmodels.work import Attention, Cost, Gemm, Pass
@@ -145,7 +147,8 @@ class Accelerator:
             cost = self._attention(work)
         else:
             cost = self._pass(work)
-        return replace(cost, energy_j=self.power.energy_j(cost.flops, work.format, cost.bytes_per_level))
+        energy = self.power.energy_j(cost.flops, work.format, cost.bytes_per_level, cost.time_s)
+        return replace(cost, energy_j=energy)
 
     def _attention(self, work: Attention) -> Cost:
         if min(work.batch, work.heads, work.kv_heads, work.seq_q, work.seq_k, work.head_dim, work.value_dim) < 1:
@@ -205,7 +208,7 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
         vector=vector,
         memory=_memory(memory, calibration.section("memory"), not systolic, clock),
         links=_links(root.section("links", required=True), calibration.section("links")),
-        power=Power.read(root.section("power", required=True)),
+        power=_power(root, matrix, vector, memory.section("hbm").text("technology")),
         attention=_attention_constants(
             calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
         ),
@@ -215,7 +218,6 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
         provenance=tuple(root.log),
         calibration_status="calibrated" if calibration.section("gemm").keys() else "defaults",
     )
-    root.text("process", "")
     for section in (memory, price, calibration, root):
         section.close()
     return accelerator
@@ -228,6 +230,18 @@ def _memory(section: Section, calibration: Section, cache: bool, clock_hz: float
         Hbm.read(section.section("hbm", required=True), calibration),
         tuple(Sram.read(level, cache, clock_hz, behind=True) for level in behind),
     )
+
+
+def _power(root: Section, matrix: MatrixUnit, vector: VectorUnit, technology: str) -> Power:
+    """Energies that the file leaves out follow from its process, where it names one, and its memory's technology."""
+    process = process_of(root.text("process", ""), root.at("process"))
+    section = root.section("power", required=True)
+    if process is None:
+        return Power.read(section, {}, {})
+    threads = matrix.shared_level == TensorCore.shared_level  # operands in registers, an instruction per thread
+    lanes = per_lane_flop_j(vector.formats, process.length_nm, threads)
+    units = per_flop_j(matrix.formats, process.length_nm, threads)
+    return Power.read(section, {**lanes, **units}, per_byte_j(technology, process.length_nm))
 
 
 def _links(section: Section, calibration: Section) -> Links:

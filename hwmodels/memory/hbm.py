@@ -56,7 +56,7 @@ class Hbm:
     def read(cls, section: Section, calibration: Section) -> "Hbm":
         """From `memory.hbm` of an accelerator file and its fitted `calibration.memory`.
 
-        Raises InputError: a bandwidth above that of the pins.
+        Raises InputError: a bandwidth above that of the pins that the file gives.
         """
         technology = section.text("technology", choices=tuple(TECHNOLOGIES))
         unit = TECHNOLOGIES[technology]
@@ -66,7 +66,8 @@ class Hbm:
         interface = pins * pin_rate
         bandwidth = section.quantity("bandwidth", "bandwidth", interface)
         fastest = interface if section.has("pin_rate") else pins * unit.fastest_pin_bits_per_s / 8.0
-        if bandwidth > fastest * _ROUNDED:
+        said = section.has("pin_rate") or section.has("bus_width")  # else the pins are the technology's usual ones
+        if said and bandwidth > fastest * _ROUNDED:
             raise InputError(
                 f"{section.at('bandwidth')}: {format_quantity(bandwidth, 'bandwidth')} is more than the "
                 f"{format_quantity(fastest, 'bandwidth')} of {pins} pins of {technology}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwmodels.accelerator import load
+from hwmodels.accelerator import load, names
 from hwmodels.memory.hbm import KINDS, Hbm, interface_bytes_per_s, refresh_share, rows_share, turnaround_share
 from hwmodels.memory.technologies import TECHNOLOGIES
 from hwmodels.units import InputError
@@ -136,10 +136,21 @@ def test_pins_give_the_bandwidth_where_the_file_does_not() -> None:
     assert narrow.channels == 32
 
 
-@pytest.mark.parametrize("change", [{"pin_rate": "3.0 Gb/s"}, {"bandwidth": "3 TB/s"}, {"stacks": 3}])
+@pytest.mark.parametrize("change", [{"pin_rate": "3.0 Gb/s"}, {"bus_width": 4096}])
 def test_a_bandwidth_above_the_pins_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"memory\.hbm\.bandwidth: .* is more than the .* pins of hbm2e"):
         _chip(**change)
+
+
+def test_a_bandwidth_that_no_pins_are_given_for_is_taken_as_it_is() -> None:
+    assert _chip(bandwidth="9 TB/s").bandwidth_bytes_per_s == 9e12
+
+
+@pytest.mark.parametrize("name", names())
+def test_no_datasheet_of_the_library_exceeds_the_fastest_pins_that_are_sold(name: str) -> None:
+    part = load(name).memory.hbm
+    unit = TECHNOLOGIES[part.technology]
+    assert part.bandwidth_bytes_per_s <= 1.01 * part.stacks * unit.pins * unit.fastest_pin_bits_per_s / 8
 
 
 def test_few_bytes_in_flight_limit_a_chip_by_its_latency() -> None:
