@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TypeVar, cast
 
 from hwmodels.units import InputError, parse_quantity
 
 PROVENANCE = ("source", "derived", "assumed", "fitted_on", "user")
 NOTES = (*PROVENANCE, "rows", "sources", "uncertainty", "error_fitted", "error_held_out", "note")
 _MANY = 10**9
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,11 @@ class Provenance:
 
 
 class Section:
-    """One mapping of an accelerator file. Readers take keys out of it; `close` refuses what nobody took."""
+    """One mapping of an accelerator file. Readers take keys out of it; `close` refuses what nobody took.
+
+    With a list of `problems`, what would be raised is noted there instead, and a reader answers with a value that is
+    allowed, so that one reading finds all problems of a file.
+    """
 
     def __init__(
         self,
@@ -37,9 +43,12 @@ class Section:
         path: str = "",
         inherited: tuple[str, str] = ("none", ""),
         log: list[Provenance] | None = None,
+        problems: list[str] | None = None,
     ) -> None:
+        self._problems = problems
         if not isinstance(data, Mapping):
-            raise InputError(f"{where}: {path or 'the file'} must be a mapping of keys to values, not {data!r:.80}")
+            self._problem(f"{where}: {path or 'the file'} must be a mapping of keys to values, not {data!r:.80}")
+            data, self._problems = {}, []
         self._data, self._where, self._path = data, where, path
         self._provenance = _provenance_of(data) or inherited
         self._taken: set[str] = set()
@@ -51,6 +60,29 @@ class Section:
 
     def _full(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
+
+    def _problem(self, problem: str | InputError) -> None:
+        """Raises the problem, or notes it where problems are gathered."""
+        if self._problems is None:
+            raise problem if isinstance(problem, InputError) else InputError(problem)
+        self._problems.append(str(problem))
+
+    def _or(self, read: Callable[[], T], instead: T) -> T:
+        try:
+            return read()
+        except InputError as error:
+            if self._problems is None:
+                raise
+            self._problems.append(str(error))
+            return instead
+
+    def part(self, read: Callable[[], T], *needs: object) -> T:
+        """What `read` makes of this file, which needs the parts `needs`. Where problems are gathered, None stands for a
+        part that has one or lacks what it needs; such a file is never used.
+        """
+        if any(need is None for need in needs):
+            return cast(T, None)
+        return self._or(read, cast(T, None))
 
     def _take(self, key: str) -> object:
         self._taken.add(key)
@@ -98,10 +130,16 @@ class Section:
         """The whole number `key` in [low, high]."""
         value = self._number(key, default, lambda value: _plain(value, self.at(key)), low, high, False)
         if value != int(value):
-            raise InputError(f"{self.at(key)}: {value!r} must be a whole number")
+            self._problem(f"{self.at(key)}: {value!r} must be a whole number")
         return int(value)
 
     def _number(
+        self, key: str, default: float | None, read: Callable[[object], float], low: float, high: float, positive: bool
+    ) -> float:
+        instead = default if default is not None else min(max(low, 1.0), high)
+        return self._or(lambda: self._checked(key, default, read, low, high, positive), instead)
+
+    def _checked(
         self, key: str, default: float | None, read: Callable[[object], float], low: float, high: float, positive: bool
     ) -> float:
         raw = self._take(key)
@@ -113,12 +151,16 @@ class Section:
         if positive and value == 0:
             raise InputError(f"{self.at(key)}: {raw!r} must be greater than zero")
         if not low <= value <= high:
-            allowed = f"between {low:g} and {high:g}" if high < _MANY else f"at least {low:g}"
+            allowed = f"between {low:g} and {high:g}" if high < _MANY or value > high else f"at least {low:g}"
             raise InputError(f"{self.at(key)}: {raw!r} must be {allowed}")
         return value
 
     def text(self, key: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
         """The text `key`, one of `choices` where there are any."""
+        instead = default if default is not None else (*choices, "")[0]
+        return self._or(lambda: self._text(key, default, choices), instead)
+
+    def _text(self, key: str, default: str | None, choices: tuple[str, ...]) -> str:
         raw = self._take(key)
         if raw is None:
             if default is None:
@@ -137,16 +179,18 @@ class Section:
         if raw is None:
             return default
         if not isinstance(raw, bool):
-            raise InputError(f"{self.at(key)}: {raw!r:.80} must be true or false")
-        return raw
+            self._problem(f"{self.at(key)}: {raw!r:.80} must be true or false")
+        return bool(raw)
 
     def section(self, key: str, required: bool = False) -> "Section":
         """The mapping `key` as a section; an empty one where the file leaves it out, unless `required`."""
         self._taken.add(key)
         raw = self._data.get(key)
+        problems = self._problems
         if raw is None and required:
-            raise self._missing(key)
-        return Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log)
+            self._problem(self._missing(key))
+            problems = []  # what it lacks besides follows from this
+        return Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log, problems)
 
     def sections(self, key: str) -> list["Section"]:
         """The mapping `key`, or each of a list of them, as sections. Raises InputError: there is none."""
@@ -155,9 +199,10 @@ class Section:
             return [self.section(key, required=True)]
         self._taken.add(key)
         if not raw:
-            raise self._missing(key)
+            self._problem(self._missing(key))
+            raw = [{}]
         return [
-            Section(item, self._where, f"{self._full(key)}[{place}]", self._provenance, self.log)
+            Section(item, self._where, f"{self._full(key)}[{place}]", self._provenance, self.log, self._problems)
             for place, item in enumerate(raw)
         ]
 
@@ -166,17 +211,17 @@ class Section:
         section = self.section(key, required)
         for name in section.keys():
             if name not in allowed:
-                raise InputError(f"{section.at(name)}: {name!r} is not one of {', '.join(allowed)}")
-        return {name: section.number(name) for name in section.keys()}
+                self._problem(f"{section.at(name)}: {name!r} is not one of {', '.join(allowed)}")
+        return {name: section.number(name) for name in section.keys() if name in allowed}
 
     def close(self) -> None:
-        """Raises InputError for the first key that nothing read."""
+        """Raises InputError for the first key that nothing read; notes each where problems are gathered."""
         for key in self._data:
             if key in self._taken or key in NOTES:
                 continue
             close = get_close_matches(str(key), sorted(self._taken), 1)
             hint = f"did you mean {close[0]!r}?" if close else f"known here are {', '.join(sorted(self._taken))}"
-            raise InputError(f"{self.at(str(key))} is not a known key; {hint}")
+            self._problem(f"{self.at(str(key))} is not a known key; {hint}")
 
 
 def _plain(value: object, where: str) -> float:
