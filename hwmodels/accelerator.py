@@ -16,7 +16,7 @@ from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.matrix_units.unit import MatrixUnit
 from hwmodels.memory.hbm import Hbm, interface_bytes_per_s
 from hwmodels.memory.sram import Sram, through_levels
-from hwmodels.number_formats import number_format
+from hwmodels.number_formats import FORMATS, number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
 from hwmodels.process import process_of
@@ -74,6 +74,8 @@ class Accelerator:
     sources: dict[str, str]
     provenance: tuple[Provenance, ...]
     calibration_status: str
+    calibrated_on: tuple[str, tuple[str, ...]] | None = None  # a base, and what was changed of what it was fitted on
+    peaks: Mapping[str, float] = field(default_factory=dict)  # as published; for `cosim hw check`
     _costs: dict[Gemm | Attention | Pass, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -187,17 +189,20 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
 
     Raises InputError with one sentence that names file, key, value and what is allowed.
     """
-    data, label = catalog.resolve(reference, where)
-    root = Section(data, label)
+    written = catalog.resolve(reference, where)
+    return build(Section(written.data, written.label), written)
+
+
+def build(root: Section, written: catalog.Written) -> "Accelerator":
+    """The accelerator that the file `root` describes; a `root` that gathers problems has them all afterwards."""
     calibration = root.section("calibration")
     clock = root.quantity("clock", "frequency")
     matrix_section = root.section("matrix", required=True)
     systolic = matrix_section.text("unit", TensorCore.unit, _UNITS) == SystolicArray.unit
-    matrix: MatrixUnit = (SystolicArray if systolic else TensorCore).read(
-        matrix_section, clock, calibration.section("gemm")
-    )
+    unit = SystolicArray if systolic else TensorCore
+    matrix: MatrixUnit = root.part(lambda: unit.read(matrix_section, clock, calibration.section("gemm")))
     memory = root.section("memory", required=True)
-    vector = VectorUnit.read(root.section("vector", required=True), clock)
+    vector = root.part(lambda: VectorUnit.read(root.section("vector", required=True), clock))
     price = root.section("price")
     accelerator = Accelerator(
         name=root.text("name"),
@@ -206,16 +211,18 @@ def load(reference: str | Mapping[str, Any], where: str = "accelerator") -> Acce
         clock_hz=clock,
         matrix=matrix,
         vector=vector,
-        memory=_memory(memory, calibration.section("memory"), not systolic, clock),
-        links=_links(root.section("links", required=True), calibration.section("links")),
-        power=_power(root, matrix, vector, memory.section("hbm").text("technology")),
+        memory=root.part(lambda: _memory(memory, calibration.section("memory"), not systolic, clock)),
+        links=root.part(lambda: _links(root.section("links", required=True), calibration.section("links"))),
+        power=root.part(lambda: _power(root, matrix, vector, memory.section("hbm").text("technology")), matrix, vector),
         attention=_attention_constants(
             calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
         ),
         passes=PassConstants.read(calibration.section("pass"), WIDE_VECTOR_PASSES if systolic else SIMT_PASSES),
         price_usd_per_hour=price.quantity("device_hour", "money_rate", 0.0, zero=True) * 3600.0,
-        sources=_sources(root, data),
+        sources=root.part(lambda: _sources(root, written.data)),
         provenance=tuple(root.log),
+        calibrated_on=written.calibrated_on(),
+        peaks=_peaks(root.section("peaks")),
         calibration_status="calibrated" if calibration.section("gemm").keys() else "defaults",
     )
     for section in (memory, price, calibration, root):
@@ -255,6 +262,15 @@ def _links(section: Section, calibration: Section) -> Links:
     section.close()
     calibration.close()
     return Links(fabric, host, network)
+
+
+def _peaks(section: Section) -> dict[str, float]:
+    """What was published of the chip's dense peaks by format (FLOP/s) and of its memory's `bandwidth` (bytes/s)."""
+    found = {name: section.quantity(name, "compute") for name in FORMATS if section.has(name)}
+    if section.has("bandwidth"):
+        found["bandwidth"] = section.quantity("bandwidth", "bandwidth")
+    section.close()
+    return found
 
 
 def _attention_constants(section: Section, family: Mapping[str, AttentionConstants]) -> dict[str, AttentionConstants]:

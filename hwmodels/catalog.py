@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from hwmodels.units import InputError
 from hwmodels.yaml_file import load_yaml
 
 _VARIATION_KEYS = ("base", "set", "name", "title", "architecture", "sources", "source", "assumed", "derived")
+# What constants are fitted on; not what memory holds, what is drawn, or what it costs.
+_FITTED_ON = ("clock", "matrix", "vector", "memory", "links")
+_HOLDS = ("memory.hbm.capacity",)
 LIBRARY = Path(__file__).parent / "library"
 
 
@@ -24,21 +28,43 @@ def load_raw(name: str) -> dict[str, Any]:
 
     Raises InputError: no such accelerator, or an unreadable file.
     """
-    return resolve(name)[0]
+    return resolve(name).data
 
 
-def resolve(
-    reference: str | Mapping[str, Any], where: str = "accelerator", depth: int = 0
-) -> tuple[dict[str, Any], str]:
-    """The plain data that `reference` stands for, and what errors call it.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An accelerator as it is written: its plain `data` with every `base` resolved, the `label` that errors call it,
+    and the `bases` that it builds on, nearest first, each with the paths that were set on top of it.
+    """
+
+    data: dict[str, Any]
+    label: str
+    bases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def calibrated_on(self) -> tuple[str, tuple[str, ...]] | None:
+        """The base whose fitted constants this one has, and what was changed since of the parts that they were fitted
+        on; None where it has its own.
+        """
+        if not self.bases or not self.data.get("calibration"):
+            return None
+        changed = dict.fromkeys(path for _, paths in reversed(self.bases) for path in paths if _is_fitted_on(path))
+        return self.bases[-1][0], tuple(changed)
+
+
+def _is_fitted_on(path: str) -> bool:
+    """Whether kernels or collectives run at another speed when `path` changes; how much memory holds is not that."""
+    return path.split(".")[0] in _FITTED_ON and path not in _HOLDS
+
+
+def resolve(reference: str | Mapping[str, Any], where: str = "accelerator", above: tuple[str, ...] = ()) -> Written:
+    """What `reference` stands for; `above` are the files that build on it.
 
     `reference` is a library name, the path of a .yaml file, or {base: NAME, set: {path: value}, name: ..., title: ...}.
-    Raises InputError: nothing of that name, a file that is no mapping, an unusable `set`, more than 5 bases in a row.
+    Raises InputError: nothing of that name, a file that is no mapping, an unusable `set`, files that build on each
+    other in a circle.
     """
-    if depth > 5:
-        raise InputError(f"{where}: more than 5 files build on each other by `base`")
     if isinstance(reference, Mapping):
-        return _variation(reference, where, depth), where
+        return _variation(reference, where, above)
     if not isinstance(reference, str):
         raise InputError(f"{where}: {reference!r:.80} must be a name, a .yaml file, or {{base: NAME, set: {{...}}}}")
     if reference.endswith((".yaml", ".yml")):
@@ -49,16 +75,20 @@ def resolve(
         close = _meant(reference)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names())}"
         raise InputError(f"{where}: no accelerator is called {reference!r:.80}; {hint}")
+    key = str(path.resolve())
+    if key in above:
+        circle = " -> ".join(Path(file).name for file in (*above[above.index(key) :], key))
+        raise InputError(f"{where}: files build on each other in a circle: {circle}")
     data = load_yaml(path, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: must be a mapping of keys to values")
     label = path.name
     if "base" not in data:
-        return data, label
+        return Written(data, label)
     base = data["base"]
     if isinstance(base, str) and base.endswith((".yaml", ".yml")):  # as the file sees it
         data = {**data, "base": str(path.parent / base)}
-    return _variation(data, label, depth), label
+    return _variation(data, label, (*above, key))
 
 
 def _meant(reference: str) -> list[str]:
@@ -79,14 +109,15 @@ def _title(name: str) -> str:
     return found[1] if found else name
 
 
-def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
+def _variation(data: Mapping[str, Any], where: str, above: tuple[str, ...]) -> Written:
     unknown = [key for key in data if key not in _VARIATION_KEYS]
     if "base" not in data or unknown:
         problem = f"unknown key {unknown[0]!r}" if unknown else "no `base`"
         raise InputError(
             f"{where}: {problem}; a variation is {{base: NAME, set: {{path: value}}}} and may give name, title, sources"
         )
-    result = copy.deepcopy(resolve(data["base"], f"{where}: base", depth + 1)[0])
+    base = resolve(data["base"], f"{where}: base", above)
+    result = copy.deepcopy(base.data)
     changes = data.get("set") or {}
     if not isinstance(changes, Mapping):
         raise InputError(f"{where}: set: must be a mapping of paths to values, for example {{matrix.cores: 132}}")
@@ -99,8 +130,15 @@ def _variation(data: Mapping[str, Any], where: str, depth: int) -> dict[str, Any
     result["name"] = data.get("name", base_name + " (changed)" if changes else base_name)
     result |= {key: data[key] for key in ("title", "architecture") if key in data}
     if "sources" in data:
-        result["sources"] = {**result.get("sources", {}), **data["sources"]}
-    return result
+        result["sources"] = {**_named(result.get("sources")), **_named(data["sources"])}
+    return Written(result, where, ((base_name, tuple(map(str, changes))), *base.bases))
+
+
+def _named(sources: Any) -> dict[Any, Any]:
+    """Sources by name; those of a list by number, and by their text where two lists meet."""
+    if isinstance(sources, list):
+        return {str(source): source for source in sources}
+    return dict(sources) if isinstance(sources, Mapping) else {}
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, provenance: tuple[str, Any], where: str) -> None:
