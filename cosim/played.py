@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,9 @@ from cosim.techniques.precision import Precision
 from hwmodels.accelerator import Accelerator
 from hwmodels.cluster import Cluster
 
+_LEAST_FOR_CORES = 0.01  # of the power limit, however much memory and links draw
+_SETTLED = 0.005  # of the nominal clock: two rounds that differ by less are one
+
 
 @dataclass(frozen=True)
 class Played:
@@ -30,12 +33,14 @@ class Played:
     plan: DataParallelPlan
     prices: Prices
     program: Program
+    moved_j: NDArray[np.float64]  # of each task that the graph does not have: its bytes through memory and over links
     timeline: Timeline
     accelerator: Accelerator
     cluster: Cluster
     stack: Stack
     formats: Precision
     micro_steps_played: int
+    clock_rounds: int = 1
 
     @cached_property
     def repeats(self) -> int:
@@ -72,38 +77,56 @@ class Played:
         return self.accelerator.clock_hz / self.cluster.accelerator.clock_hz
 
     @cached_property
-    def dynamic_energy_j(self) -> float:
-        """Joules per device and step above idle: kernels, and bytes over links and through memory in collectives.
+    def core_energy_j(self) -> float:
+        """Joules per device and step of arithmetic and on-chip memory.
 
-        Work is priced at the nominal voltage; voltage goes with the clock, and energy with its square.
+        Work is priced at the nominal voltage; the cores' voltage goes with the clock, and energy with its square.
         """
-        ops = float((self.prices.energy_j * self.occurrences).sum())
-        kinds = [label.kind for label in self.program.labels]
-        sent = 0.0
-        for row in np.flatnonzero(self.program.stream > COMPUTE).tolist():
-            sent += self._collective_energy(kinds[self.program.label[row]], row) * float(self.weight[row])
-        return (ops + sent) * self.clock_ratio**2
+        return (float(self._energy_of_ops_j.sum()) - self._op_memory_energy_j) * self._voltage**2
 
-    def _collective_energy(self, kind: str, row: int) -> float:
-        """Energy of a collective task, from the bytes that it sends: its share of a link's rate over its time."""
-        demands = self.program.demands
-        low, high = demands.indptr[row], demands.indptr[row + 1]
-        seconds = float(self.program.work_ps[row]) / PICOSECONDS_PER_S
-        moved = sum(
-            float(amount) * seconds
-            for resource, amount in zip(demands.resource[low:high], demands.amount[low:high], strict=True)
-            if self.program.resources[resource].name.endswith("link")
-        )
-        local = moved * (2 if kind == "all_gather" else 3)  # read and written; a sum reads one more
-        return self.accelerator.power.energy_j(0.0, "fp32", {"link": moved, "hbm": local})
+    @cached_property
+    def moved_energy_j(self) -> float:
+        """Joules per device and step of bytes through main memory and over links, whose voltage is their own."""
+        return self._op_memory_energy_j + float((self.moved_j * self.weight).sum())
 
+    @property
+    def dynamic_energy_j(self) -> float:
+        """Joules per device and step above idle."""
+        return self.core_energy_j + self.moved_energy_j
+
+    @property
+    def _voltage(self) -> float:
+        return self.accelerator.power.voltage(self.clock_ratio)
+
+    @property
+    def _energy_of_ops_j(self) -> NDArray[np.float64]:
+        return self.prices.energy_j * self.occurrences
+
+    @cached_property
+    def _op_memory_energy_j(self) -> float:
+        moved = float((self.prices.hbm_bytes * self.occurrences).sum())
+        return self.accelerator.power.energy_j(0.0, "fp32", {"hbm": moved})
+
+    @cached_property
     def sustained_clock_hz(self) -> float:
-        """The clock (Hz) at which a step of this duration keeps to the power limit; see `Power.sustained_clock`."""
+        """The clock (Hz) at which a step of this duration keeps to the power limit; see `Power.sustained_clock`.
+
+        Memory and links draw what they draw, and the cores have what is left.
+        """
         nominal = self.cluster.accelerator
+        power = nominal.power
         if not self.step_time_s:
             return nominal.clock_hz
-        power_w = self.dynamic_energy_j / self.step_time_s
-        return nominal.power.sustained_clock(power_w / self.clock_ratio**3, nominal.clock_hz)
+        moved_w, core_w = self.moved_energy_j / self.step_time_s, self.core_energy_j / self.step_time_s
+        drawn_w = min(power.idle_w + moved_w, (1 - _LEAST_FOR_CORES) * power.limit_w)
+        left = replace(power, idle_w=max(power.idle_w, drawn_w))
+        return left.sustained_clock(core_w / self.clock_ratio / self._voltage**2, nominal.clock_hz)
+
+    @property
+    def clock_is_sustained(self) -> bool:
+        """Whether the clock that was played is the one that its power leaves."""
+        off = abs(self.sustained_clock_hz - self.accelerator.clock_hz)
+        return off <= _SETTLED * self.cluster.accelerator.clock_hz
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ written to a file.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,23 @@ class Detail:
     traced: TracedStep | None = None
 
 
+class TimeBreakdown(TypedDict, total=False):
+    """Where the step's seconds go; the parts add up to it."""
+
+    compute: Mapping[str, float]  # by class of op
+    exposed_communication: Mapping[str, float]  # by kind of collective
+    bubble: float
+    host: float
+    optimizer: float
+
+
+class Calibration(TypedDict):
+    """Whether the accelerator's constants were fitted, and each with what it was fitted on."""
+
+    status: str
+    provenance: Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One simulated training step. Times in seconds, memory in bytes, of one device; energy and cost of the whole
@@ -102,20 +119,20 @@ class Result:
     model_flops: float  # per step, all devices
     feasible: bool
     infeasible_reason: str | None
-    peak_memory_bytes: float  # worst rank: allocated by tensors, allocator rounding included, plus framework
+    peak_memory_bytes: float  # worst rank, as torch.cuda.max_memory_allocated counts: tensors and library workspaces
     worst_rank: int
     memory_bytes: Mapping[str, float]  # at the peak: weights gradients optimizer activations temporary framework
+    device_memory_bytes: Mapping[str, float]  # allocated reserved context communicators total, and what is offered
     memory_capacity_bytes: float
-    time_breakdown_s: Mapping[
-        str, Any
-    ]  # compute: {op class: s}, exposed_communication: {kind: s}, bubble, host, optimizer
+    time_breakdown_s: TimeBreakdown  # compute: {op class: s}, exposed_communication: {kind: s}, bubble, host, optimizer
     clock_hz: float
+    clock_rounds: int  # how often the step was played until its clock kept to the power limit; at most three
     energy_j: float
     cost_usd: float | None
     run: Mapping[str, float] | None  # time_s, energy_j, cost_usd of the whole run, when workload.tokens is given
     limited_by: str
     anchor_factor: float | None
-    calibration: Mapping[str, Any]  # status, provenance
+    calibration: Calibration  # status, provenance
     extrapolated: tuple[str, ...]
     assumed: tuple[str, ...]
     unknown_ops: tuple[Mapping[str, Any], ...]  # target, count, share of the step's time

@@ -22,7 +22,7 @@ from cosim.result import Result
 from cosim.spec import RunSpec
 from cosim.spec.sections import EveryBlocks
 from cosim.stacks.stack import Stack
-from cosim.summary import peak_bytes, summarize
+from cosim.summary import device_memory, summarize
 from cosim.techniques import optimizers, precision, recipes
 from cosim.techniques.fusion import fuse
 from cosim.techniques.precision import Precision
@@ -49,11 +49,11 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     """
     played = _played(spec, progress)
 
-    def peak_of(other: RunSpec) -> float:
-        return peak_bytes(_played(other, None))
+    def device_bytes_of(other: RunSpec) -> float:
+        return device_memory(_played(other, None)).total
 
-    capacity = played.accelerator.memory.hbm.capacity_bytes
-    return summarize(played, lambda peak: remedy(spec, peak, capacity, peak_of))
+    offered = device_memory(played).offered
+    return summarize(played, lambda needed: remedy(spec, needed, offered, device_bytes_of))
 
 
 def _played(spec: RunSpec, progress: Progress | None) -> Played:
@@ -129,19 +129,32 @@ def _play(
     micro_steps = min(spec.micro_steps, MICRO_STEPS_PLAYED)
     held, stack = interference(plan, cluster), kernels.stack
     chip = accelerator
-    for _ in range(CLOCK_ROUNDS):
+    for clock_round in range(1, CLOCK_ROUNDS + 1):
         with about("system.accelerator"):
             prices = price(graph, chip, kernels)
             _check_length(graph, prices, micro_steps)
         parts = segments(graph, prices, stack, held, kernels.optimizer_shards, bool(spec.training.compile))
         with about("system.network"):
-            program = mapping.build_program(plan, parts, cluster, stack, micro_steps)
+            program, moved_j = mapping.build_program(plan, parts, cluster, stack, micro_steps)
         timeline = engine.play(program)
-        played = Played(spec, graph, plan, prices, program, timeline, chip, cluster, stack, formats, micro_steps)
-        clock = played.sustained_clock_hz()
-        if abs(clock - chip.clock_hz) <= 0.005 * accelerator.clock_hz:
+        played = Played(
+            spec=spec,
+            graph=graph,
+            plan=plan,
+            prices=prices,
+            program=program,
+            moved_j=moved_j,
+            timeline=timeline,
+            accelerator=chip,
+            cluster=cluster,
+            stack=stack,
+            formats=formats,
+            micro_steps_played=micro_steps,
+            clock_rounds=clock_round,
+        )
+        if played.clock_is_sustained:
             break
-        chip = accelerator.at_clock(clock)
+        chip = accelerator.at_clock(played.sustained_clock_hz)
     return played
 
 

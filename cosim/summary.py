@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from cosim.engine.program import PICOSECONDS_PER_S
 from cosim.graph import Category, OpGraph, OpKind, Phase
 from cosim.memory import memory_over_time
 from cosim.played import Played
-from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline, TracedStep
+from cosim.result import Calibration, Detail, MemoryCurve, OpRow, Result, Roofline, TimeBreakdown, TracedStep
 from cosim.spec import RunSpec
 from cosim.techniques import quantization
 from cosim.trace.vocabulary import attention_dims
@@ -23,6 +25,7 @@ from hwmodels.units import format_quantity
 
 Floats = NDArray[np.float64]
 Remedy = Callable[[float], str]
+_SEGMENT_BYTES = 2 * 2**20
 _LINES_NAMED = 5  # of the model's code, in a warning
 _LIMITS = {
     "compute": "matrix units",
@@ -40,7 +43,8 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
     curve, resident = _memory(played)
     capacity = accelerator.memory.hbm.capacity_bytes
     peak = {name: float(value) for name, value in resident.items()}
-    peak_total = sum(peak.values())
+    device = _device_memory(played, sum(peak.values()))
+    fits = device.total <= device.offered
     model_flops, hardware_flops = _flops(played)
     # against the nominal peak, whatever clock is sustained
     peak_flops = played.cluster.accelerator.peak_flops(played.formats.compute) * devices
@@ -57,14 +61,16 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
         mfu=model_flops / (peak_flops * step_s) if step_s else 0.0,
         hfu=hardware_flops / (peak_flops * step_s) if step_s else 0.0,
         model_flops=model_flops,
-        feasible=peak_total <= capacity,
-        infeasible_reason=None if peak_total <= capacity else _infeasible(peak, capacity, remedy),
-        peak_memory_bytes=peak_total,
+        feasible=fits,
+        infeasible_reason=None if fits else _infeasible(peak, device, remedy),
+        peak_memory_bytes=device.allocated,
         worst_rank=0,
         memory_bytes=peak,
+        device_memory_bytes=device.bytes(),
         memory_capacity_bytes=float(capacity),
         time_breakdown_s=times,
         clock_hz=accelerator.clock_hz,
+        clock_rounds=played.clock_rounds,
         energy_j=energy,
         cost_usd=cost,
         run=_run(spec, step_s, energy, cost),
@@ -142,7 +148,7 @@ def _masked_modules(graph: OpGraph) -> list[int]:
     return sorted(modules)
 
 
-def _time_breakdown(played: Played) -> dict[str, Any]:
+def _time_breakdown(played: Played) -> TimeBreakdown:
     graph, second = played.graph, PICOSECONDS_PER_S
     parts = played.breakdown
     classes = [kind.op_class.removesuffix("_backward") for kind in graph.kinds]
@@ -168,7 +174,7 @@ def _time_breakdown(played: Played) -> dict[str, Any]:
     }
 
 
-def _limited_by(played: Played, times: Mapping[str, Any]) -> str:
+def _limited_by(played: Played, times: TimeBreakdown) -> str:
     """The largest of: what limits the kernels, each by its own resource; exposed communication; the host."""
     time = played.prices.time_s * played.occurrences
     names = [_LIMITS.get(name, name) for name in played.prices.limited_by]
@@ -196,17 +202,62 @@ def _resident(played: Played) -> dict[Category, float]:
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
     if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
         resident[Category.GRADIENTS] = float(plan.trainable * plan.formats.reduce)
-    communicators = 1 if played.plan.degree > 1 else 0
-    resident[Category.FRAMEWORK] = (
-        stack.blas_workspace_bytes.on(played.accelerator.architecture)
-        + stack.context_bytes
-        + communicators * stack.communicator_bytes
-    )
+    resident[Category.FRAMEWORK] = stack.blas_workspace_bytes.on(played.accelerator.architecture)
     return resident
 
 
-def _infeasible(peak: Mapping[str, float], capacity: float, remedy: Remedy | None) -> str:
-    total = sum(peak.values())
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """All that is on the device at the peak (bytes), beside what its driver offers.
+
+    `reserved` is the allocator's: the same in whole segments of 2 MiB (kLargeBuffer's granularity,
+    pytorch/c10/cuda/CUDACachingAllocator.cpp), which is the least; fragmentation is not modelled.
+    """
+
+    allocated: float
+    context: float
+    communicators: float
+    offered: float
+
+    @property
+    def reserved(self) -> float:
+        return math.ceil(self.allocated / _SEGMENT_BYTES) * _SEGMENT_BYTES
+
+    @property
+    def total(self) -> float:
+        return self.reserved + self.context + self.communicators
+
+    def bytes(self) -> dict[str, float]:
+        """By name, as a result has them."""
+        return {
+            "allocated": self.allocated,
+            "reserved": self.reserved,
+            "context": self.context,
+            "communicators": self.communicators,
+            "total": self.total,
+            "offered": self.offered,
+        }
+
+
+def device_memory(played: Played) -> DeviceMemory:
+    """What one device holds at the peak of the step."""
+    return _device_memory(played, float(sum(_memory(played)[1].values())))
+
+
+def _device_memory(played: Played, allocated: float) -> DeviceMemory:
+    stack, architecture = played.stack, played.accelerator.architecture
+    communicators = 1 if played.plan.degree > 1 else 0
+    capacity = float(played.accelerator.memory.hbm.capacity_bytes)
+    return DeviceMemory(
+        allocated=allocated,
+        context=float(stack.context_bytes.on(architecture)),
+        communicators=float(communicators * stack.communicator_bytes),
+        offered=max(0.0, capacity - stack.driver_bytes.on(architecture)),
+    )
+
+
+def _infeasible(peak: Mapping[str, float], device: DeviceMemory, remedy: Remedy | None) -> str:
+    total, capacity = device.total, device.offered
     need = f"needs {format_quantity(total, 'data')} of {format_quantity(capacity, 'data')}"
     state = peak.get("weights", 0.0) + peak.get("gradients", 0.0) + peak.get("optimizer", 0.0)
     passing = peak.get("activations", 0.0) + peak.get("temporary", 0.0)
@@ -215,13 +266,13 @@ def _infeasible(peak: Mapping[str, float], capacity: float, remedy: Remedy | Non
     return said if remedy is None else f"{said}; {remedy(total)}"
 
 
-def peak_bytes(played: Played) -> float:
-    """Most bytes that one device holds during the step."""
-    return float(sum(_memory(played)[1].values()))
-
-
 def _warnings(played: Played) -> tuple[str, ...]:
-    return (*_assumed_branches(played.graph), *_idle_recomputation(played), *_idle_precision(played))
+    return (
+        *_unsettled_clock(played),
+        *_assumed_branches(played.graph),
+        *_idle_recomputation(played),
+        *_idle_precision(played),
+    )
 
 
 def _assumed_branches(graph: OpGraph) -> tuple[str, ...]:
@@ -255,6 +306,17 @@ def _idle_precision(played: Played) -> tuple[str, ...]:
     )
 
 
+def _unsettled_clock(played: Played) -> tuple[str, ...]:
+    """A clock that the power limit did not let settle in the rounds that were played."""
+    if played.clock_is_sustained:
+        return ()
+    used, left = (format_quantity(hz, "frequency") for hz in (played.accelerator.clock_hz, played.sustained_clock_hz))
+    return (
+        f"clock: it has not settled after {played.clock_rounds} rounds: the step was played at {used}, whose power "
+        f"leaves {left}",
+    )
+
+
 def _run(spec: RunSpec, step_s: float, energy: float, cost: float | None) -> dict[str, float] | None:
     if spec.workload.tokens is None:
         return None
@@ -263,12 +325,9 @@ def _run(spec: RunSpec, step_s: float, energy: float, cost: float | None) -> dic
     return run if cost is None else run | {"cost_usd": steps * cost}
 
 
-def _calibration(accelerator: Accelerator) -> dict[str, Any]:
-    provenance = [
-        dict(zip(entry.__slots__, (getattr(entry, s) for s in entry.__slots__), strict=True))
-        for entry in accelerator.provenance
-    ]
-    return {"status": accelerator.calibration_status, "provenance": provenance}
+def _calibration(accelerator: Accelerator) -> Calibration:
+    entries = [dataclasses.asdict(entry) for entry in accelerator.provenance]
+    return {"status": accelerator.calibration_status, "provenance": entries}
 
 
 def _extrapolated(played: Played) -> tuple[str, ...]:

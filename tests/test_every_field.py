@@ -62,7 +62,11 @@ RUN_FIELDS: dict[str, tuple[str, ...]] = {
     "system.network.topology": ("fat-tree", "system.network.radix=4", "system.devices_per_node=2"),
     "system.network.oversubscription": ("40", "system.network.radix=4", "system.devices_per_node=1"),
     "system.network.radix": ("4", "system.devices_per_node=1"),
-    "system.network.routing": ("valiant", "system.network={topology: dragonfly, radix: 3}", "system.devices_per_node=1"),
+    "system.network.routing": (
+        "valiant",
+        "system.network={topology: dragonfly, radix: 3}",
+        "system.devices_per_node=1",
+    ),
     "system.network.in_network_reduction": ("true", "parallel.zero=0", "system.devices=8"),
     "system.network.algorithms": ("[halving]", "parallel.zero=0"),
     "parallel.zero": ("0",),
@@ -245,7 +249,8 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "syncs_each_micro_step": (True, ()),
     "allocation_unit_bytes": (2**16, ()),
     "blas_workspace_bytes": (ByArchitecture(2**26), ()),
-    "context_bytes": (2**30, ()),
+    "context_bytes": (ByArchitecture(2**30), ()),
+    "driver_bytes": (ByArchitecture(2**30), ()),
     "communicator_bytes": (2**30, ()),
 }
 ABOUT_THE_FILE = ("name", "title", "sources", "assumed")

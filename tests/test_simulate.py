@@ -36,7 +36,7 @@ def changed(key: str, value: str) -> str:
 @pytest.mark.parametrize(
     ("slow", "fast"),
     [
-        (changed("memory.hbm.bandwidth", "1.5 TB/s"), changed("memory.hbm.bandwidth", "6 TB/s")),
+        (changed("memory.hbm.bandwidth", "1.5 TB/s"), changed("memory.hbm.bandwidth", "4 TB/s")),
         (changed("clock", "1.2 GHz"), changed("clock", "2.2 GHz")),
         (changed("matrix.cores", "100"), changed("matrix.cores", "200")),
         ("system.network.inter_node=100 Gb/s", "system.network.inter_node=800 Gb/s"),

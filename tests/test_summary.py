@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cosim.played import Played
 from cosim.result import Result
-from cosim.simulate import simulate
+from cosim.simulate import _played, simulate
 from cosim.spec import RunSpec
 
 TINY = {"family": "llama", "layers": 3, "hidden": 128, "heads": 4, "kv_heads": 2, "ffn": 352, "vocab": 1024}
@@ -166,10 +168,10 @@ SECTION = {
 @pytest.mark.parametrize(
     ("capacity", "overrides"),
     [
-        ("4 GiB", ("workload.micro_batch=4", "workload.seq_len=2048", "workload.global_batch=64")),
-        ("2 GiB", ("parallel.zero=0", "training.framework=pytorch")),
-        ("1500 MiB", ("parallel.zero=1", "training.framework=pytorch", "workload.micro_batch=2")),
-        ("2 GiB", ("parallel.zero=3", "training.recompute=full", "workload.seq_len=2048")),
+        ("6 GiB", ("workload.micro_batch=4", "workload.seq_len=2048", "workload.global_batch=64")),
+        ("4 GiB", ("parallel.zero=0", "training.framework=pytorch")),
+        ("3500 MiB", ("parallel.zero=1", "training.framework=pytorch", "workload.micro_batch=2")),
+        ("3650 MiB", ("parallel.zero=3", "training.recompute=full", "workload.seq_len=2048")),
         ("1 KiB", ()),
     ],
 )
@@ -190,7 +192,7 @@ def test_every_remedy_of_a_run_that_does_not_fit_makes_it_fit(capacity: str, ove
         changed = run(*small, *(f"{SECTION[key]}.{key}={value}" for key, value in stated.items()), model=MEDIUM)
         assert changed.feasible, changes
         said = float(size) * {"MiB": 2**20, "GiB": 2**30}[unit]
-        assert changed.peak_memory_bytes == pytest.approx(said, rel=1e-3)
+        assert changed.device_memory_bytes["total"] == pytest.approx(said, rel=1e-3)
 
 
 def test_a_run_that_fits_says_nothing() -> None:
@@ -224,3 +226,66 @@ def test_micro_steps_that_are_not_played_repeat_the_one_before_the_last(
     assert folded.time_breakdown_s["host"] == pytest.approx(
         played.time_breakdown_s["host"], abs=1e-3 * played.step_time_s
     )
+
+
+def test_what_torch_counts_and_what_is_on_the_device_are_apart() -> None:
+    """Contexts and communicators are beside the allocator's memory; a device that sends nothing has no communicator."""
+    many, one = run(), run("system.devices=1", "parallel.zero=0")
+    for result, communicators in ((many, 447 * 2**20), (one, 0)):
+        device = result.device_memory_bytes
+        assert device["allocated"] == result.peak_memory_bytes
+        assert 0 <= device["reserved"] - device["allocated"] < 2 * 2**20
+        assert device["communicators"] == communicators
+        assert device["context"] == 676 * 2**20
+        assert device["total"] == device["reserved"] + device["context"] + device["communicators"]
+        assert device["offered"] == pytest.approx(79.22 * 2**30, rel=1e-3)  # what torch says that an H100 has
+
+
+def test_a_run_fits_where_all_that_is_on_the_device_does() -> None:
+    """Between what torch counts and what is there, more than a GiB: a device that has only the first is too small."""
+    result = run()
+    device = result.device_memory_bytes
+    hidden = result.memory_capacity_bytes - device["offered"]
+    for size, fits in ((device["total"] + hidden + 2**20, True), (device["total"] + hidden - 2**20, False)):
+        at_the_edge = run(f"system.accelerator.set.memory.hbm.capacity={size:.0f} B")
+        assert at_the_edge.feasible is fits
+        assert at_the_edge.peak_memory_bytes < at_the_edge.memory_capacity_bytes
+
+
+BUSY = ("system.devices=8", "workload.seq_len=2048", "workload.micro_batch=2", "parallel.zero=0")
+
+
+def test_only_the_cores_save_energy_at_a_lower_clock() -> None:
+    """The same bytes go through memory and over links at any clock, and at the same voltage."""
+    base = (*BUSY, "training.framework=pytorch")
+    fast, slow = (
+        _played(spec(*base, f"system.accelerator.set.power.limit={limit}", model=MEDIUM), None)
+        for limit in ("2000 W", "300 W")
+    )
+    assert slow.accelerator.clock_hz < 0.95 * fast.accelerator.clock_hz
+    assert slow.moved_energy_j == pytest.approx(fast.moved_energy_j, rel=1e-9)
+    assert slow.core_energy_j < 0.95 * fast.core_energy_j
+    # every gradient goes over the fabric twice, 7/8 of it each time
+    gradients = fast.plan.trainable * fast.plan.formats.reduce
+    per_byte = fast.accelerator.power.energy_per_byte_j
+    links = float(fast.moved_j.sum()) - fast.moved_j[np.array(kinds_of(fast)) == "copy"].sum()
+    assert links >= 2 * 7 / 8 * gradients * per_byte["link"]
+    assert fast.moved_energy_j >= links + float(fast.prices.hbm_bytes.sum()) * per_byte["hbm"]
+
+
+def kinds_of(played: Played) -> list[str]:
+    return [played.program.labels[label].kind for label in played.program.label.tolist()]
+
+
+def test_a_clock_that_does_not_settle_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = (*BUSY, "system.accelerator.set.power.limit=400 W")
+    settled = run(*limited, model=MEDIUM)
+    assert 1 < settled.clock_rounds <= 3
+    monkeypatch.setattr(importlib.import_module("cosim.simulate"), "CLOCK_ROUNDS", 1)
+    unsettled = run(*limited, model=MEDIUM)
+    assert unsettled.clock_rounds == 1
+    assert any(warning.startswith("clock: it has not settled after 1 rounds") for warning in unsettled.warnings)
+    assert unsettled.clock_hz > settled.clock_hz
+    free = run(*BUSY, "system.accelerator.set.power.limit=5 kW", model=MEDIUM)
+    assert free.clock_rounds == 1
+    assert free.warnings == ()

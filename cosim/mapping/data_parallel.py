@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cosim.engine.program import Program
 from cosim.graph import Phase
 from cosim.mapping.gathering import Gathering
@@ -28,8 +31,11 @@ from hwmodels.cluster import Cluster
 
 def build_program(
     plan: DataParallelPlan, segments: list[Segment], cluster: Cluster, stack: Stack, micro_steps: int
-) -> Program:
-    """The program of one step of `micro_steps` micro-steps of a rank; all ranks do the same at the same time."""
+) -> tuple[Program, NDArray[np.float64]]:
+    """The program of one step of `micro_steps` micro-steps of a rank; all ranks do the same at the same time.
+
+    With it, the joules of each task that the graph does not have: collectives, and copies around them.
+    """
     step = _Step(plan, segments, cluster, stack, micro_steps)
     step.fetch_updated_parameters(Phase.FORWARD)
     for micro_step in range(micro_steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosim.engine.allocation import round_allocation
 from cosim.engine.program import Label, MemoryProfile, Program, Resource, Stream
@@ -44,6 +45,7 @@ class Rank:
         self.plan, self.cluster, self.stack = plan, cluster, stack
         self.held = interference(plan, cluster)
         self.last_compute: int | None = None
+        self.moved_j: dict[int, float] = {}  # task -> joules, of those that the graph does not have
         serialised = stack.collectives_serialised
         self.reduce_stream = GATHER if serialised else REDUCE
         names = ("communication",) if serialised else ("all-gather", "reduce")
@@ -143,6 +145,7 @@ class Rank:
             profile=profile,
             micro_step=micro_step,
         )
+        self.moved_j[row] = cost.energy_j
         if not reduces:
             self.last_compute = row
         return row
@@ -172,7 +175,7 @@ class Rank:
         cost = self.cluster.collective(kind, size_bytes, self.plan.degree, self.plan.per_node)
         where = f"block {layer}" if layer >= 0 else "outside blocks"
         what = f"one {kind.replace('_', '-')} over {self.plan.degree} devices"
-        return self._builder.add(
+        row = self._builder.add(
             GATHER if kind == "all_gather" else self.reduce_stream,
             picoseconds(cost.time_s, what),
             Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer),
@@ -184,6 +187,8 @@ class Rank:
             profile=profile,
             micro_step=micro_step,
         )
+        self.moved_j[row] = cost.energy_j
+        return row
 
     def _demands(self, cost: CollectiveCost) -> dict[int, float]:
         demands = {CORES: cost.core_share, MEMORY: cost.memory_share}
@@ -199,9 +204,12 @@ class Rank:
         rounded = int(round_allocation(size, self.stack.allocation_unit_bytes)[0])
         return exact(category, rounded if size_bytes >= 0 else -rounded, fraction)
 
-    def build(self) -> Program:
-        """The program of all tasks added so far."""
-        return self._builder.build()
+    def build(self) -> tuple[Program, NDArray[np.float64]]:
+        """The program of all tasks added so far, and the joules of those that the graph does not have, at any clock."""
+        program = self._builder.build()
+        energy = np.zeros(len(program))
+        energy[list(self.moved_j)] = list(self.moved_j.values())
+        return program, energy
 
 
 def _share(total: int, part: int, parts: int) -> int:

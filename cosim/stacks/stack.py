@@ -96,10 +96,10 @@ class Stack:
     forward_prefetch: bool = False  # true: a unit's gather is issued before the previous unit's forward is launched
     backward_prefetch: Literal["pre", "post", "none"] = "pre"  # the next gather is issued before (pre) or after (post)
     #                                                            this unit's backward is launched
-    gathers_in_flight: int = _count(2)  # a gather waits until the block so many before it was copied out, or freed where
-    #                                     nothing is copied; in backward until the one before was copied; 0: no limit
-    reductions_in_flight: int = _count(1)  # buffers of reductions at once: a unit's copy into one waits for the reduction
-    #                                        so many before it; 0: each goes when its reduction is done
+    gathers_in_flight: int = _count(2)  # a gather waits until the block so many before it was copied out, or, where
+    #                                     nothing is copied, freed; in backward for the last copy; 0: no limit
+    reductions_in_flight: int = _count(1)  # buffers of reductions at once: a unit's copy into one waits for the
+    #                                        reduction so many before it; 0: each goes when its reduction is done
     reshard_root: bool = False  # the root's gathered parameters are freed between forward and backward
     reshard_last_block: bool = True  # the last block's are
     collectives_serialised: bool = True  # gathers and reductions of a rank run one at a time, in the order issued
@@ -134,8 +134,13 @@ class Stack:
     blas_workspace_bytes: ByArchitecture[int] = field(
         default=ByArchitecture(8 * 2**20), metadata={"dimension": "data"}
     )  # allocated once per device; counted by torch as the activations are
-    context_bytes: int = _bytes(0)  # CUDA context and loaded kernels; on the device, not counted by torch
+    context_bytes: ByArchitecture[int] = field(
+        default=ByArchitecture(0), metadata={"dimension": "data"}
+    )  # CUDA context and loaded kernels; on the device, not counted by torch
     communicator_bytes: int = _bytes(0)  # buffers of one NCCL communicator; on the device, not counted by torch
+    driver_bytes: ByArchitecture[int] = field(
+        default=ByArchitecture(0), metadata={"dimension": "data"}
+    )  # of the device's memory, what its driver offers to nobody
 
 
 _IDENTITY = ("name", "title", "sources", "assumed")

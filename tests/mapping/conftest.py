@@ -118,7 +118,7 @@ def _step(
     )
     prices = price(graph, chip, Kernels("tf32", "flash-2", made.optimizer_shards, stack))
     parts = segments(graph, prices, stack, interference(made, cluster), made.optimizer_shards, compiled)
-    program = build_program(made, parts, cluster, stack, micro_steps)
+    program, _ = build_program(made, parts, cluster, stack, micro_steps)
     return Step(graph, made, stack, parts, program, engine.play(program))
 
 

@@ -61,6 +61,7 @@ def plausible_result(devices: int = 1, names: str = "") -> Result:
         peak_memory_bytes=sum(memory_bytes.values()),
         worst_rank=0,
         memory_bytes=memory_bytes,
+        device_memory_bytes={"allocated": sum(memory_bytes.values()), "offered": CAPACITY},
         memory_capacity_bytes=CAPACITY,
         time_breakdown_s={
             "compute": compute,
@@ -70,6 +71,7 @@ def plausible_result(devices: int = 1, names: str = "") -> Result:
             "optimizer": optimizer,
         },
         clock_hz=1.72e9,
+        clock_rounds=2,
         energy_j=64 * 610 * step,
         cost_usd=64 * 2.5 / 3600 * step,
         run={

@@ -13,7 +13,7 @@ _PLAIN = {  # fields whose names say it, and which have no comment in the class
     "step_time_interval_s": "between which times it lies; null where nothing says how far the answer can be off",
     "tokens_per_s": "all devices; of an encoder-decoder what its encoder reads, as T5 and Hugging Face's Trainer count",
     "tokens_per_s_per_device": "the same by device",
-    "feasible": "whether the peak fits into the device's memory",
+    "feasible": "whether the total on the device is within what its driver offers",
     "infeasible_reason": "by how much it does not, and what would make it fit",
     "worst_rank": "the rank with the highest peak",
     "memory_capacity_bytes": "memory of the device",
