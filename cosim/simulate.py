@@ -178,10 +178,11 @@ def step_graph(
 ) -> OpGraph:
     """The traced step of `spec`, with its techniques, bound to its micro-batch and sequence length."""
     training, workload = spec.training, spec.workload
+    frontend = "compile" if training.compile == "captured" else frontend
     if frontend == "compile" and training.recompute != "none":
         raise InputError(
             f"training.recompute: {training.recompute} is not modelled on what torch.compile captures, whose "
-            "partitioner decides what is recomputed; allowed with the frontend compile: none"
+            "partitioner decides what is recomputed; allowed with training.compile captured, or that frontend: none"
         )
     options = TraceOptions(
         attention="unfused" if attention == "unfused" else "flash",
@@ -211,7 +212,10 @@ def step_graph(
     _check_blocks(graph, policy)
     graph = recompute(graph, policy if isinstance(policy, str) else policy.every)
     # The compiler sees what is recomputed: forward does not write what backward makes again.
-    return fuse(graph, stack.compile_scope, stack.compile_loss) if training.compile else graph
+    if not training.compile:
+        return graph
+    captured = frontend == "compile"  # forward and loss as one graph, whatever the stack compiles
+    return fuse(graph, "model" if captured else stack.compile_scope, captured or stack.compile_loss)
 
 
 @contextmanager

@@ -333,7 +333,11 @@ class TrainingSpec(Section):
         Recompute, Field(description="Activations that are computed again: none ... full, {every: n}")
     ] = "none"
     compile: Annotated[
-        bool | None, Field(description="Pointwise fusion as torch.compile does it; default: the framework's")
+        bool | Literal["captured"] | None,
+        Field(
+            description="Pointwise fusion as torch.compile does it; captured: of the graphs that torch.compile itself "
+            "captures and partitions, at some seconds per layer; default: the framework's"
+        ),
     ] = None
     attention: Annotated[
         Literal["unfused", "flash", "flash-triton", "flash-1", "flash-2", "flash-3", "cudnn"],

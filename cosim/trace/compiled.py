@@ -118,7 +118,8 @@ def _forget_kernels() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What Dynamo says, without its advice."""
+    """What Dynamo says, without its advice; what a captured operator raised, if it is that."""
+    error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line.removeprefix("Explanation: ") for line in lines[:2] if line is lines[0] or "Explanation: " in line]
     return ": ".join(said)[:250].rstrip(".") or type(error).__name__
@@ -130,9 +131,22 @@ def _decompositions() -> Mapping[Any, Any]:
     for name in ("embedding_dense_backward", "nll_loss_forward", "nll_loss_backward"):
         table.pop(getattr(torch.ops.aten, name).default, None)
         table.pop(getattr(torch.ops.aten, name), None)
+    for name in ("_softmax", "_log_softmax"):
+        operator = getattr(torch.ops.aten, name).default
+        table[operator] = _widened(table[operator])
     table[torch.ops.cosim.rms_norm.default] = operators.rms_norm._init_fn
     table[torch.ops.cosim.rms_norm_backward.default] = operators.rms_norm_backward._init_fn
     return table
+
+
+def _widened(softmax: Any) -> Any:
+    """A softmax that reads any 16-bit format and writes fp32 where asked; PyTorch's formula does so from fp16 only."""
+
+    def run(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+        result: Tensor = softmax(x.float() if half_to_float else x, dim, False)
+        return result
+
+    return run
 
 
 class _Replay(fx.Interpreter):
