@@ -213,7 +213,7 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
         vector=vector,
         memory=root.part(lambda: _memory(memory, calibration.section("memory"), not systolic, clock)),
         links=root.part(lambda: _links(root.section("links", required=True), calibration.section("links"))),
-        power=root.part(lambda: _power(root, matrix, vector, memory.section("hbm").text("technology")), matrix, vector),
+        power=root.part(lambda: _power(root, matrix, vector, memory.section("hbm").text("technology", ""))),
         attention=_attention_constants(
             calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
         ),
@@ -241,9 +241,9 @@ def _memory(section: Section, calibration: Section, cache: bool, clock_hz: float
 
 def _power(root: Section, matrix: MatrixUnit, vector: VectorUnit, technology: str) -> Power:
     """Energies that the file leaves out follow from its process, where it names one, and its memory's technology."""
-    process = process_of(root.text("process", ""), root.at("process"))
+    process = root.part(lambda: process_of(root.text("process", ""), root.at("process")))
     section = root.section("power", required=True)
-    if process is None:
+    if process is None or matrix is None or vector is None:  # or a part has a problem
         return Power.read(section, {}, {})
     threads = matrix.shared_level == TensorCore.shared_level  # operands in registers, an instruction per thread
     lanes = per_lane_flop_j(vector.formats, process.length_nm, threads)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hwmodels.units import InputError
+from hwmodels.units import InputError, parse_quantity
 from hwmodels.yaml_file import load_yaml
 
 _VARIATION_KEYS = ("base", "set", "name", "title", "architecture", "sources", "source", "assumed", "derived")
@@ -157,3 +157,11 @@ def _set(tree: dict[str, Any], path: str, value: Any, provenance: tuple[str, Any
         tree[keys[-1]] = list(value)
     else:
         tree[keys[-1]] = {"value": value, provenance[0]: provenance[1]}
+
+
+def si_value(written: object, dimension: str) -> float | None:
+    """The SI number that a file states in this dimension; None where it states another one."""
+    try:
+        return parse_quantity(written, dimension, "")
+    except InputError:
+        return None
