@@ -197,7 +197,6 @@ def _resident(played: Played) -> dict[Category, float]:
     """What is in memory during the whole step."""
     resident: dict[Category, float] = dict(played.plan.resident_bytes())
     graph, stack, plan = played.graph, played.stack, played.plan
-    resident[Category.WEIGHTS] += quantization.resident_bytes(graph)
     inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
     if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step

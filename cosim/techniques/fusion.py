@@ -2,8 +2,9 @@
 
 A rewrite of the traced graph. Between matrix products, attention and indexed ops, consecutive ops of a block and phase
 form one kernel that reads what comes from outside it and writes what is read after it; what only passes between its ops
-stays in registers and is never allocated. (Ansel et al. 2024, PyTorch 2, ASPLOS: Inductor's pointwise and reduction
-fusion. What its partitioner recomputes in backward instead of saving is not modelled.)
+stays in registers and is never allocated. The search for a tensor's largest value ends a kernel: the cast that needs
+the value begins another. (Ansel et al. 2024, PyTorch 2, ASPLOS: Inductor's pointwise and reduction fusion. What its
+partitioner recomputes in backward instead of saving is not modelled.)
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ import numpy as np
 
 from cosim.graph import Csr, Ints, OpGraph, OpKind, Phase
 
-FUSIBLE = frozenset(
-    ["pointwise", "copy", "norm", "norm_backward", "reduction", "softmax", "softmax_backward", "random", "fill"]
-)
 _ROWS = frozenset(["norm", "norm_backward", "reduction", "softmax", "softmax_backward", "loss"])
+FUSIBLE = _ROWS - {"loss"} | {"pointwise", "copy", "quantize", "random", "fill"}
 
 
 def fuse(graph: OpGraph, scope: str, loss: bool = False) -> OpGraph:
@@ -53,6 +52,9 @@ def _groups(graph: OpGraph, scope: str, fusible: frozenset[str], loss: bool) -> 
             current = []
         if joins:
             current.append(op)
+        if graph.kinds[kind].target == "cosim.amax" and current:
+            groups.append(current)
+            current = []
     groups.append(current)
     return [group for group in groups if len(group) > 1]
 
@@ -154,10 +156,11 @@ def _place_of_view(graph: OpGraph, view: int, last: int, fused: _Fused) -> float
 
 def _fused_kind(graph: OpGraph, group: list[int], fused: _Fused) -> OpKind:
     members = tuple(int(graph.op_kind[op]) for op in group)
+    only_casts = all(graph.kinds[member].op_class == "quantize" for member in members)
     by_row = any(graph.kinds[member].op_class in _ROWS for member in members)
     return OpKind(
         target="fused",
-        op_class="norm" if by_row else "pointwise",
+        op_class="quantize" if only_casts else "norm" if by_row else "pointwise",
         inputs=tuple(int(graph.tensor_spec[tensor]) for tensor in fused.reads),
         outputs=tuple(int(graph.tensor_spec[tensor]) for tensor in fused.writes),
         mutated=fused.mutated,

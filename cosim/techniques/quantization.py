@@ -64,13 +64,6 @@ def quantize(graph: OpGraph, recipe: Recipe | None, gathered: bool) -> OpGraph:
     return edit.apply()
 
 
-def resident_bytes(graph: OpGraph) -> float:
-    """Bytes of narrow copies of weights that stay over the step."""
-    kept = (graph.storage_category == Category.WEIGHTS) & (graph.storage_alloc < 0)
-    narrow = np.array([spec.dtype in _NARROW_FORMATS for spec in graph.specs], dtype=np.bool_)
-    return float(graph.storage_bytes[kept & narrow[graph.storage_spec]].sum())
-
-
 def uncalibrated(graph: OpGraph, accelerator: Accelerator) -> tuple[str, ...]:
     """What the result says of formats in which no product was fitted on this chip."""
     fitted = {
@@ -201,7 +194,7 @@ def _cast_before(edit: GraphEdit, recipe: Recipe, source: _Source) -> None:
     first = min(op for op, _ in uses)
     phase = Phase(int(graph.op_phase[first]))
     where = (phase, int(graph.op_module[first]), int(graph.op_layer[first]))
-    _amax(edit, recipe, source, edit.place_before(first), where)
+    reads = [source.tensor, *_amax(edit, recipe, source, edit.place_before(first), where)]
     place = edit.place_before(first)
     spec = edit.spec(_narrow(_wide_spec(edit, source), format))
     copies, made = _copies(recipe, source), []
@@ -210,7 +203,7 @@ def _cast_before(edit: GraphEdit, recipe: Recipe, source: _Source) -> None:
         kept = phase == Phase.FORWARD and any(graph.op_phase[op] != Phase.FORWARD for op in readers)
         category = Category.ACTIVATIONS if kept else Category.TEMPORARY
         made.append(edit.tensor(spec, edit.storage(spec, category, place, max(readers))))
-    edit.add(place, _cast(recipe, source, len(made)), where, [source.tensor], made)
+    edit.add(place, _cast(recipe, source, len(made)), where, reads, made)
     for copy, tensor in zip(copies, made, strict=True):
         _read(edit, recipe, copy, format, tensor)
 
@@ -220,12 +213,12 @@ def _cast_after_update(edit: GraphEdit, recipe: Recipe, source: _Source) -> None
     graph, format = edit.graph, _format(recipe, source.role)
     module = int(graph.op_module[(source.rows or source.columns)[0][0]])
     where = (Phase.OPTIMIZER, module, -1)
-    _amax(edit, recipe, source, edit.place_before(len(graph)), where)
+    reads = [source.tensor, *_amax(edit, recipe, source, edit.place_before(len(graph)), where)]
     spec = edit.spec(_narrow(_wide_spec(edit, source), format))
     copies = _copies(recipe, source)
     made = [edit.tensor(spec, edit.storage(spec, Category.WEIGHTS, -1, len(graph))) for _ in copies]
     place = edit.place_before(len(graph))
-    edit.add(place, _cast(recipe, source, len(made)), where, [source.tensor], made)
+    edit.add(place, _cast(recipe, source, len(made)), where, reads, made)
     for copy, tensor in zip(copies, made, strict=True):
         _read(edit, recipe, copy, format, tensor)
 
@@ -247,13 +240,14 @@ def _read(edit: GraphEdit, recipe: Recipe, copy: tuple[list[tuple[int, int]], ..
         edit.replace_inputs(op, {position: tensor}, {"layout": "TN"} if recipe.transposed else {})
 
 
-def _amax(edit: GraphEdit, recipe: Recipe, source: _Source, place: float, where: tuple[Phase, int, int]) -> None:
-    """The pass that reads a tensor for its largest value, where the recipe needs it; one number comes out."""
+def _amax(edit: GraphEdit, recipe: Recipe, source: _Source, place: float, where: tuple[Phase, int, int]) -> list[int]:
+    """The pass that reads a tensor for its largest value, where the recipe needs it: the number that comes out."""
     if not recipe.tensor_amax:
-        return
+        return []
     spec = edit.spec(TensorSpec((), "fp32", 4))
     made = edit.tensor(spec, edit.storage(spec, Category.TEMPORARY, place, place))
     edit.add(place, ("cosim.amax", "quantize", ()), where, [source.tensor], [made])
+    return [made]
 
 
 def _cast(recipe: Recipe, source: _Source, copies: int) -> tuple[str, str, tuple[tuple[str, object], ...]]:
