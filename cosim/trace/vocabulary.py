@@ -30,7 +30,7 @@ not a compiler's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,97 +86,111 @@ def lookup(target: str) -> Entry:
 
 _UNKNOWN = Entry("unknown")
 
+Row = tuple[str, str] | tuple[str, str, float] | tuple[str, str, float, float]
+"""Class, operators (of aten unless they say so), vector and special-function operations per element."""
 
-def _rows() -> Mapping[str, Entry]:
-    table: dict[str, Entry] = {}
+_PRODUCTS: tuple[Row, ...] = (
+    ("matmul", "mm addmm bmm baddbmm _scaled_mm _grouped_mm cosim.grouped_mm cosim.grouped_mm_weight"),
+    ("convolution", "convolution convolution_backward"),
+    ("attention", "cosim.attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu"),
+    ("attention", "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"),
+    ("attention_backward", "cosim.attention_backward _scaled_dot_product_flash_attention_backward"),
+    ("attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward"),
+    ("attention_backward", "_scaled_dot_product_efficient_attention_backward"),
+    ("attention_backward", "_scaled_dot_product_cudnn_attention_backward"),
+)
 
-    def add(op_class: str, names: str, vector_ops: float = 0.0, special_ops: float = 0.0) -> None:
-        for name in names.split():
-            table[name if "." in name else f"aten.{name}"] = Entry(op_class, vector_ops, special_ops)
-
-    add("matmul", "mm addmm bmm baddbmm _scaled_mm _grouped_mm cosim.grouped_mm cosim.grouped_mm_weight")
-    add("convolution", "convolution convolution_backward")
-    add("attention", "cosim.attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu")
-    add("attention", "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention")
-    add("attention_backward", "cosim.attention_backward _scaled_dot_product_flash_attention_backward")
-    add("attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward")
-    add("attention_backward", "_scaled_dot_product_efficient_attention_backward")
-    add("attention_backward", "_scaled_dot_product_cudnn_attention_backward")
-
+_ROWS: tuple[Row, ...] = (
     # LayerNorm: mean (1), variance (3), normalise (2), scale and shift (2); RMSNorm: no mean, no shift.
     # Backward: two row sums and the input's gradient (8), and the weights' and bias's column sums (4).
-    add("norm", "native_layer_norm native_group_norm native_batch_norm", 8)
-    add("norm", "cosim.rms_norm _fused_rms_norm", 5)
-    add("norm_backward", "native_layer_norm_backward native_group_norm_backward native_batch_norm_backward", 12)
-    add("norm_backward", "cosim.rms_norm_backward _fused_rms_norm_backward", 10)
+    ("norm", "native_layer_norm native_group_norm native_batch_norm", 8),
+    ("norm", "cosim.rms_norm _fused_rms_norm", 5),
+    ("norm_backward", "native_layer_norm_backward native_group_norm_backward native_batch_norm_backward", 12),
+    ("norm_backward", "cosim.rms_norm_backward _fused_rms_norm_backward", 10),
     # maximum, subtract, sum, scale; one exponential
-    add("softmax", "_softmax _safe_softmax", 4, 1)
-    add("softmax", "_log_softmax", 4, 1)
-    add("softmax_backward", "_softmax_backward_data", 4)
-    add("softmax_backward", "_log_softmax_backward_data", 3, 1)
-    add("loss", "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", 0)
+    ("softmax", "_softmax _safe_softmax", 4, 1),
+    ("softmax", "_log_softmax", 4, 1),
+    ("softmax_backward", "_softmax_backward_data", 4),
+    ("softmax_backward", "_log_softmax_backward_data", 3, 1),
+    ("loss", "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward", 0),
+    ("loss", "cosim.cross_entropy", 4, 1),
+    ("loss", "cosim.cross_entropy_backward", 3, 1),
+)
 
-    add("loss", "cosim.cross_entropy", 4, 1)
-    add("loss", "cosim.cross_entropy_backward", 3, 1)
+_POINTWISE: tuple[Row, ...] = (
+    ("pointwise", "add sub rsub mul neg abs maximum minimum clamp clamp_min clamp_max relu sign square", 1),
+    ("pointwise", "where masked_fill eq ne lt le gt ge logical_not logical_and logical_or", 1),
+    ("pointwise", "bitwise_and", 1),
+    ("pointwise", "bitwise_or bitwise_not bitwise_xor tril triu isnan isinf floor ceil round remainder", 1),
+    ("pointwise", "prims.fma", 2),
+    ("pointwise", "threshold_backward lerp addcmul native_dropout_backward hardtanh", 2),
+    ("pointwise", "div reciprocal sqrt rsqrt exp log log2 log1p expm1 sin cos tanh sigmoid erf floor_divide", 0, 1),
+    ("pointwise", "addcdiv atan2", 2, 1),
+    ("pointwise", "pow", 1, 1),
+    ("pointwise", "tanh_backward sigmoid_backward", 3),
+    ("pointwise", "silu", 1, 2),  # x / (1 + exp(-x))
+    ("pointwise", "silu_backward", 6, 2),
+    ("pointwise", "gelu", 6, 1),  # tanh form: x/2 (1 + tanh(c (x + a x^3)))
+    ("pointwise", "gelu_backward", 14, 1),
+    ("pointwise", "softplus elu leaky_relu mish", 2, 2),
+    ("pointwise", "softplus_backward elu_backward leaky_relu_backward mish_backward", 4, 2),
+    ("pointwise", "native_dropout", 12),  # a Philox draw (about 10 integer operations per 32 bits), compare, scale
+    ("random", "bernoulli uniform normal rand randn randint random rand_like randn_like randperm", 10),
+)
 
-    add("pointwise", "add sub rsub mul neg abs maximum minimum clamp clamp_min clamp_max relu sign square", 1)
-    add("pointwise", "where masked_fill eq ne lt le gt ge logical_not logical_and logical_or", 1)
-    add("pointwise", "bitwise_and", 1)
-    add("pointwise", "bitwise_or bitwise_not bitwise_xor tril triu isnan isinf floor ceil round remainder", 1)
-    add("pointwise", "prims.fma", 2)
-    add("pointwise", "threshold_backward lerp addcmul native_dropout_backward hardtanh", 2)
-    add("pointwise", "div reciprocal sqrt rsqrt exp log log2 log1p expm1 sin cos tanh sigmoid erf floor_divide", 0, 1)
-    add("pointwise", "addcdiv atan2", 2, 1)
-    add("pointwise", "pow", 1, 1)
-    add("pointwise", "tanh_backward sigmoid_backward", 3)
-    add("pointwise", "silu", 1, 2)  # x / (1 + exp(-x))
-    add("pointwise", "silu_backward", 6, 2)
-    add("pointwise", "gelu", 6, 1)  # tanh form: x/2 (1 + tanh(c (x + a x^3)))
-    add("pointwise", "gelu_backward", 14, 1)
-    add("pointwise", "softplus elu leaky_relu mish", 2, 2)
-    add("pointwise", "softplus_backward elu_backward leaky_relu_backward mish_backward", 4, 2)
-    add("pointwise", "native_dropout", 12)  # a Philox draw (about 10 integer operations per 32 bits), compare, scale
-    add("random", "bernoulli uniform normal rand randn randint random rand_like randn_like randperm", 10)
+_REDUCTIONS: tuple[Row, ...] = (
+    ("reduction", "sum mean prod max min amax amin argmax argmin any all cumsum cumprod", 1),
+    ("reduction", "norm var var_mean logsumexp", 2),
+    ("reduction", "histc bincount linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2),
+)
 
-    add("reduction", "sum mean prod max min amax amin argmax argmin any all cumsum cumprod", 1)
-    add("reduction", "norm var var_mean logsumexp", 2)
-    add("reduction", "histc bincount linalg_vector_norm _foreach_norm topk sort count_nonzero std", 2)
-
-    add("copy", "clone _to_copy copy copy_ cat stack contiguous constant_pad_nd slice_scatter select_scatter roll flip")
-    add("copy", "prims.convert_element_type")
-    add("copy", "repeat split_with_sizes_copy repeat_interleave slice_backward select_backward unfold_backward")
-    add("gather", "embedding index gather index_select take masked_select")
-    add("scatter", "embedding_dense_backward index_put _index_put_impl_ index_add scatter scatter_add index_copy", 1)
-    add("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full")
-    add("fill", "arange prims.iota")
-    add("fill", "linspace eye scalar_tensor _foreach_zero_ tril_indices triu_indices")
-
+_MOVES: tuple[Row, ...] = (
+    ("copy", "clone _to_copy copy copy_ cat stack contiguous constant_pad_nd slice_scatter select_scatter roll flip"),
+    ("copy", "prims.convert_element_type"),
+    ("copy", "repeat split_with_sizes_copy repeat_interleave slice_backward select_backward unfold_backward"),
+    ("gather", "embedding index gather index_select take masked_select"),
+    ("scatter", "embedding_dense_backward index_put _index_put_impl_ index_add scatter scatter_add index_copy", 1),
+    ("fill", "zero zero_ fill fill_ zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full"),
+    ("fill", "arange prims.iota"),
+    ("fill", "linspace eye scalar_tensor _foreach_zero_ tril_indices triu_indices"),
     # absolute value, maximum; a cast to a narrow format says itself what it computes (cosim.techniques.recipes)
-    add("quantize", "cosim.amax cosim.quantize", 2)
+    ("quantize", "cosim.amax cosim.quantize", 2),
+)
 
+_UPDATES: tuple[Row, ...] = (
     # Adam, per parameter: two moments (2 + 3), bias corrections and step (4), weight decay (2); square root and
     # division
-    add("optimizer", "_fused_adamw_ _fused_adam_", 11, 2)
-    add("optimizer", "_fused_sgd_", 4)
-    add("optimizer", "_fused_adagrad_", 5, 2)
+    ("optimizer", "_fused_adamw_ _fused_adam_", 11, 2),
+    ("optimizer", "_fused_sgd_", 4),
+    ("optimizer", "_fused_adagrad_", 5, 2),
     # Lion, per parameter: two interpolations (2 x 2), sign, weight decay, step
-    add("optimizer", "cosim.fused_lion_", 7)
+    ("optimizer", "cosim.fused_lion_", 7),
     # loss scaling: a product and a test per gradient; the scale's own update
-    add("pointwise", "_amp_foreach_non_finite_check_and_unscale_", 2)
-    add("pointwise", "_amp_update_scale_", 1)
+    ("pointwise", "_amp_foreach_non_finite_check_and_unscale_", 2),
+    ("pointwise", "_amp_update_scale_", 1),
+)
 
-    add("view", "view _unsafe_view reshape t transpose permute expand slice select split split_with_sizes unbind chunk")
-    add("view", "squeeze unsqueeze as_strided detach alias diagonal unfold narrow flatten unflatten movedim")
-    add("view", "view_as_complex")
-    add("view", "view_as_real _reshape_alias lift_fresh lift expand_as squeeze_ unsqueeze_ transpose_ t_ detach_")
-    add("view", "real imag")
-    add("view", "empty empty_like empty_strided new_empty new_empty_strided empty_permuted resize_ set_ is_same_size")
-    add("view", "sym_size sym_numel sym_stride _local_scalar_dense _has_compatible_shallow_copy_type _version")
-    add("view", "prim.device record_stream _assert_async _assert_scalar")
-    return table
+_VIEWS: tuple[Row, ...] = (
+    ("view", "view _unsafe_view reshape t transpose permute expand slice select split split_with_sizes unbind chunk"),
+    ("view", "squeeze unsqueeze as_strided detach alias diagonal unfold narrow flatten unflatten movedim"),
+    ("view", "view_as_complex"),
+    ("view", "view_as_real _reshape_alias lift_fresh lift expand_as squeeze_ unsqueeze_ transpose_ t_ detach_"),
+    ("view", "real imag"),
+    ("view", "empty empty_like empty_strided new_empty new_empty_strided empty_permuted resize_ set_ is_same_size"),
+    ("view", "sym_size sym_numel sym_stride _local_scalar_dense _has_compatible_shallow_copy_type _version"),
+    ("view", "prim.device record_stream _assert_async _assert_scalar"),
+)
 
 
-_TABLE: Mapping[str, Entry] = _rows()
+def _entries(rows: Iterable[Row]) -> Iterator[tuple[str, Entry]]:
+    for op_class, names, *arithmetic in rows:
+        for name in names.split():
+            yield name if "." in name else f"aten.{name}", Entry(op_class, *arithmetic)
+
+
+_TABLE: Mapping[str, Entry] = dict(
+    _entries((*_PRODUCTS, *_ROWS, *_POINTWISE, *_REDUCTIONS, *_MOVES, *_UPDATES, *_VIEWS))
+)
 
 WRITE_ONLY = frozenset(
     f"aten.{name}_"
