@@ -62,7 +62,11 @@ RUN_FIELDS: dict[str, tuple[str, ...]] = {
     "system.network.topology": ("fat-tree", "system.network.radix=4", "system.devices_per_node=2"),
     "system.network.oversubscription": ("40", "system.network.radix=4", "system.devices_per_node=1"),
     "system.network.radix": ("4", "system.devices_per_node=1"),
-    "system.network.routing": ("valiant", "system.network={topology: dragonfly, radix: 3}", "system.devices_per_node=1"),
+    "system.network.routing": (
+        "valiant",
+        "system.network={topology: dragonfly, radix: 3}",
+        "system.devices_per_node=1",
+    ),
     "system.network.in_network_reduction": ("true", "parallel.zero=0", "system.devices=8"),
     "system.network.algorithms": ("[halving]", "parallel.zero=0"),
     "parallel.zero": ("0",),
