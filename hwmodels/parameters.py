@@ -76,10 +76,12 @@ class Section:
             self._problems.append(str(error))
             return instead
 
-    def part(self, read: Callable[[], T]) -> T:
-        """What `read` makes of this file. Where problems are gathered, None stands for a part that has one; such a file
-        is never used.
+    def part(self, read: Callable[[], T], *needs: object) -> T:
+        """What `read` makes of this file, which needs the parts `needs`. Where problems are gathered, None stands for a
+        part that has one or lacks what it needs; such a file is never used.
         """
+        if any(need is None for need in needs):
+            return cast(T, None)
         return self._or(read, cast(T, None))
 
     def _take(self, key: str) -> object:
