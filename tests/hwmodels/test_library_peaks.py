@@ -6,7 +6,7 @@ dense, in TFLOP/s.
 
 import pytest
 
-from hwmodels.accelerator import load, names
+from hwmodels.accelerator import load, load_raw, names
 
 A100: dict[str, float] = {"fp64": 9.7, "fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312, "int8": 624}
 H100: dict[str, float] = {
@@ -62,6 +62,7 @@ TRN2: dict[str, float] = {"fp32": 181, "tf32": 667, "bf16": 667, "fp16": 667, "f
 # Google Cloud's tables of key specifications, and int8 of v5p as ml-engineering and the scaling book list it.
 TPU_V5P: dict[str, float] = {"bf16": 459, "fp8": 459, "int8": 918}
 TPU_V4: dict[str, float] = {"bf16": 275, "int8": 275}
+NOT_PUBLISHED = {"xeon-amx"}  # operations per cycle and core are, the clock that AMX sustains is not
 TEMPLATES = ("systolic-edge", "systolic-pod", "gpu-like")
 
 # Peaks, memory bandwidth (GB/s), capacity (GB or GiB), power limit (W; None where it is not published).
@@ -76,7 +77,7 @@ DATASHEETS: dict[str, tuple[dict[str, float], float, int, int | None]] = {
     "v100-sxm3-32gb-dgx2h": ({"fp16": 131}, 900, 32, 450),
     "a40": ({"fp32": 37.4, "tf32": 74.8, "bf16": 149.7, "fp16": 149.7, "int8": 299.3}, 696, 48, 300),
     "a10g": ({"fp32": 35, "tf32": 35, "bf16": 70, "fp16": 70, "int8": 140}, 600, 24, 300),
-    "l4": ({"fp32": 30.3, "tf32": 60.5, "bf16": 121, "fp16": 121, "fp8": 242.5, "int8": 242.5}, 300, 24, 72),
+    "l4": ({"fp32": 30.3, "bf16": 121, "fp16": 121, "fp8": 242.5, "int8": 242.5}, 300, 24, 72),
     "l40s": (AD102, 864, 48, 350),
     "rtx-4090": (RTX_4090, 1008, 24, 450),
     "a100-sxm-40gb": (A100, 1555, 40, 400),
@@ -116,6 +117,17 @@ DATASHEETS: dict[str, tuple[dict[str, float], float, int, int | None]] = {
 
 def test_every_library_file_is_checked_against_its_datasheet() -> None:
     assert sorted([*DATASHEETS, *TEMPLATES]) == names()
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASHEETS) - NOT_PUBLISHED))
+def test_peaks_that_follow_from_the_parts_round_to_those_that_the_file_has_as_published(name: str) -> None:
+    chip, written = load(name), load_raw(name)["peaks"]
+    assert written["source"] in chip.sources
+    assert set(chip.peaks) == set(written) - {"source", "note"}
+    for format, published in chip.peaks.items():
+        number = written[format].split()[0]
+        half_a_digit = 0.5 * 10.0 ** -len(number.partition(".")[2]) / float(number)
+        assert chip.peak_flops(format) == pytest.approx(published, rel=max(half_a_digit, 0.002)), format
 
 
 @pytest.mark.parametrize("name", sorted(DATASHEETS))

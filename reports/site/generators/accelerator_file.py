@@ -78,7 +78,7 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _order(part: str) -> tuple[int, str]:
-    order = ("", "matrix", "vector", "memory", "links", "power", "price", "calibration")
+    order = ("", "matrix", "vector", "memory", "links", "power", "price", "peaks", "calibration")
     top = part.partition(".")[0]
     return (order.index(top) if top in order else len(order) - 1, part)
 
@@ -88,7 +88,7 @@ def _general(path: str) -> str:
     for number, word in enumerate(words):
         for known, placeholder in _PLACEHOLDERS:
             parent = words[number - 1] if number else ""
-            fits = parent in ("formats", "block_scaled", "energy_per_flop", "energy_per_byte", "attention")
+            fits = parent in ("formats", "block_scaled", "peaks", "energy_per_flop", "energy_per_byte", "attention")
             if fits and word in known:
                 words[number] = placeholder
             elif parent == "links":

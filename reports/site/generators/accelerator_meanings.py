@@ -68,6 +68,7 @@ MEANINGS: Mapping[str, str] = {
     "power.active": "watts beside `idle` that clocked cores draw while a kernel runs",
     "power.lowest_voltage": "voltage below which the clock falls alone, as a share of the nominal one",
     "power.lowest_clock": "lowest clock that the limit can force, as a share of the nominal one",
+    "peaks.FORMAT": "dense peak as published, to check the one that follows from the parts; nothing follows from it",
     "price.device_hour": "what an hour of one device costs; without it the result has no cost",
     "calibration.gemm.efficiency": (
         "multiply rate of the main loop with the largest tile, fraction of peak; of a systolic array's cycles"
@@ -132,6 +133,7 @@ DEFAULTS: Mapping[str, str] = {
     "power.energy_per_flop.FORMAT": "from `process`, where all are left out",
     "power.energy_per_byte.LEVEL": "from `process` and `technology`",
     "power.active": "in `energy_per_flop` where the file lists it, else 0.16 × `limit`",
+    "peaks.FORMAT": "not published",
     "price.device_hour": "none",
     "calibration.links.TIER.latency": "the link's",
 }
