@@ -98,7 +98,7 @@ class Group:
     def hop(self, tier: str, far: bool, protocol: Protocol) -> float:
         """Seconds of one step on `tier`."""
         reach = self.reach(tier)
-        return (reach.far_s if far else reach.hop_s) * protocol.hop(tier)
+        return protocol.hop_s(tier, reach.far_s if far else reach.hop_s)
 
     def rate(self, tier: str, even: bool, protocol: Protocol, sent: float, buffer: float) -> float:
         """Bytes per second of a member that sends `sent` of a `buffer`, with the copying that the fabric hides not."""

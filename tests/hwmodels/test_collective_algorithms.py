@@ -168,6 +168,33 @@ def test_closed_forms_of_the_literature() -> None:
     assert plan("broadcast", "scatter", n).time_s == pytest.approx((3 + 7) * ALPHA + 2 * 7 / 8 * move)
 
 
+def test_over_several_nodes_each_tier_has_its_hops_and_its_share() -> None:
+    """Four nodes of eight: a ring enters and leaves each node once; phases come one after the other."""
+    near, far = Link(8 * BETA, 1e-6, efficiency=1.0, launch_s=0.0), replace(IDEAL, latency_s=1e-4)
+    nodes, local, n = 4, 8, 32
+    both = Group(nodes, local, near, far, reach(near, Place(local)), reach(far, Place(nodes, 1, local, local)))
+
+    def over(kind: str, name: str) -> Plan:
+        work = Collective(kind, BYTES, n, local)  # type: ignore[arg-type]
+        return next(found for found in plans(work, both, (name,)) if found.algorithm == name)
+
+    assert over("all_gather", "ring").latency_s == pytest.approx(28 * 1e-6 + 3 * 1e-4)
+    assert over("all_reduce", "ring").latency_s == pytest.approx(2 * (28 * 1e-6 + 3 * 1e-4))
+    chunk = 256 * 1024
+    stages = 14 * (1e-6 + chunk / (0.92 * 8 * BETA)) + 4 * (1e-4 + chunk / (0.92 * BETA))
+    assert over("all_reduce", "tree").latency_s == pytest.approx(stages)
+    hops = 2 * 7 * 1e-6 + 2 * 3 * 1e-4
+    moved = 2 * 7 / 8 * BYTES / (8 * BETA) + 2 * 3 / 4 * BYTES / 8 / BETA
+    assert over("all_reduce", "hierarchical").time_s == pytest.approx(hops + moved)
+    assert over("all_reduce", "halving").latency_s == pytest.approx(6 * 1e-6 + 4 * 1e-4)
+    moved = 7 / 8 * BYTES / (8 * BETA) + 3 / 4 * BYTES / BETA
+    assert over("all_to_all", "hierarchical").time_s == pytest.approx(7 * 1e-6 + 3 * 1e-4 + moved)
+    assert over("all_to_all", "direct").time_s == pytest.approx(1e-6 + 1e-4 + moved)
+    assert over("all_to_all", "grouped").link_bytes == pytest.approx(
+        {"fabric": BYTES * 7 / 32, "network": BYTES * 24 / 32}
+    )
+
+
 # Tori: blocks walk dimension after dimension; the busiest link of each phase counts.
 
 
@@ -324,6 +351,13 @@ def test_the_protocol_goes_from_latency_to_bandwidth_as_messages_grow() -> None:
     """NCCL: LL for small messages, LL128 between, Simple for large ones."""
     chosen = [cluster().collective("all_reduce", size, 8, 8).algorithm for size in (2**12, 2**22, 2**30)]
     assert chosen == ["ring ll", "ring ll128", "ring"]
+
+
+def test_no_protocol_shortens_a_long_wire() -> None:
+    """Of 14 us between nodes LL saves 11.3; of a millisecond, which is distance, it saves no more."""
+    slow, usual = (cluster(inter_node_latency=latency).collective("all_gather", 8.0, 8, 1) for latency in (1e-3, 14e-6))
+    assert usual.latency_s < 7 * 14e-6 + 30e-6
+    assert slow.latency_s - usual.latency_s == pytest.approx(7 * (1e-3 - 14e-6))
 
 
 def test_an_exchange_posts_a_message_to_every_peer() -> None:
