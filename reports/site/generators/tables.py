@@ -2,7 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
-from generators import accelerator_file, commands, library, python_api, result, run_file, software_stack, vocabulary
+from generators import (
+    accelerator_file,
+    commands,
+    library,
+    low_precision,
+    python_api,
+    result,
+    run_file,
+    software_stack,
+    vocabulary,
+)
 
 _TABLES: Mapping[str, Callable[[], str]] = {
     "accelerators": library.accelerators,
@@ -11,9 +21,11 @@ _TABLES: Mapping[str, Callable[[], str]] = {
     "commands": commands.reference,
     "formats": library.formats,
     "models": library.models,
+    "number-formats": low_precision.formats,
     "published-groups": library.published_groups,
     "python-api": python_api.text,
     "python-names": python_api.names,
+    "recipes": low_precision.recipes,
     "result": result.fields,
     "run-file": run_file.reference,
     "software-stack": software_stack.facts,
