@@ -98,6 +98,12 @@ class Block:
     forward_ops: int  # ops per instance
     backward_ops: int
 
+    def counted(self, op_layer: Ints, op_phase: NDArray[np.int8]) -> Block:
+        """The same block with the ops that a rewritten graph has of it."""
+        inside = op_phase[op_layer == self.layers[0]]
+        forward, backward = (int((inside == phase).sum()) for phase in (Phase.FORWARD, Phase.BACKWARD))
+        return dataclasses.replace(self, forward_ops=forward, backward_ops=backward)
+
 
 @dataclass(frozen=True, slots=True)
 class Csr:
@@ -190,8 +196,10 @@ class OpGraph:
         return sum(seen.values())
 
     def to_networkx(self) -> networkx.DiGraph[int]:
-        """Ops as nodes with their attributes; an edge per tensor from its producer to each reader, with bytes and
-        whether saved.
+        """Ops as nodes with their attributes; an edge from an op to each reader of what it made.
+
+        Its attributes: how many tensors go from one to the other (`tensors`), the first of them (`tensor`), the bytes of
+        all, and whether they are saved from forward for backward.
         """
         import networkx
 
@@ -207,12 +215,17 @@ class OpGraph:
                 module=self.modules[self.op_module[op]],
                 layer=int(self.op_layer[op]),
             )
-            for tensor in self.op_inputs.row(op).tolist():
+            for tensor in dict.fromkeys(self.op_inputs.row(op).tolist()):
                 source = producer.get(tensor)
-                if source is not None:
-                    saved = self.op_phase[source] == Phase.FORWARD and self.op_phase[op] == Phase.BACKWARD
-                    size = int(self.spec_bytes[self.tensor_spec[tensor]])
-                    graph.add_edge(source, op, tensor=tensor, bytes=size, saved=bool(saved))
+                if source is None:
+                    continue
+                size = int(self.spec_bytes[self.tensor_spec[tensor]])
+                if graph.has_edge(source, op):
+                    graph.edges[source, op]["tensors"] += 1
+                    graph.edges[source, op]["bytes"] += size
+                    continue
+                saved = self.op_phase[source] == Phase.FORWARD and self.op_phase[op] == Phase.BACKWARD
+                graph.add_edge(source, op, tensor=tensor, tensors=1, bytes=size, saved=bool(saved))
             for tensor in self.op_outputs.row(op).tolist():
                 producer[tensor] = op
         return graph

@@ -1,5 +1,7 @@
 """The graph type by itself: binding, bytes, counting, and the networkx view."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,12 @@ def test_networkx_has_an_edge_from_each_producer_to_each_reader(graph: OpGraph) 
     assert view.nodes[0]["module"] == "up"
     assert list(view.edges) == [(1, 2)]
     assert view.edges[1, 2]["bytes"] == 16 * 4 * 2
+    assert view.edges[1, 2]["tensors"] == 1
+
+
+def test_two_tensors_between_two_ops_are_counted_both(graph: OpGraph) -> None:
+    """And one that is read twice (x * x) once."""
+    both = dataclasses.replace(graph, op_inputs=Csr.of([[0, 1], [0], [4, 2, 4]]), op_outputs=Csr.of([[], [4, 2], [5]]))
+    edge = both.to_networkx().edges[1, 2]
+    assert (edge["tensors"], edge["tensor"]) == (2, 4)
+    assert edge["bytes"] == 16 * 4 * 2 + 16 * 16 * 2

@@ -1,7 +1,7 @@
 """Many kernels as one task: its work, launch and span, in exact integers.
 
 A kernel launched L after its issue, that works for w, ends at max(end of the one before, issue + L) + w. So a chain of
-them maps (start, issue) to max(start + work, issue + span), and so does a chain of chains: such maps compose.
+them maps (start, issue) to max(start + work, issue + span).
 """
 
 from __future__ import annotations
@@ -23,12 +23,3 @@ def merge_kernels(work_ps: NDArray[np.int64], launch_ps: NDArray[np.int64]) -> t
     total = int(work.sum())
     after = total - np.cumsum(work) + work
     return total, int(launched[-1]), int((launched + after).max())
-
-
-def merge_tasks(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The same for two tasks that already stand for many kernels: (work, launch, span) of both together.
-
-    The second starts at max(end of the first, its own issue), and is issued `launch` of the first after the first.
-    """
-    (work, launch, span), (next_work, next_launch, next_span) = first, second
-    return work + next_work, launch + next_launch, max(max(span, launch) + next_work, launch + next_span)

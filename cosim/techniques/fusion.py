@@ -117,6 +117,7 @@ def _rewrite(graph: OpGraph, groups: list[list[int]]) -> OpGraph:
         op_outputs=_rows(graph.op_outputs, kept, outputs),
         storage_alloc=np.where(alloc < 0, alloc, born[alloc]).astype(np.int32),
         storage_free=np.where(free < 0, free, dies[np.minimum(free, count)]).astype(np.int32),
+        blocks=tuple(block.counted(graph.op_layer[kept], graph.op_phase[kept]) for block in graph.blocks),
     )
 
 

@@ -7,12 +7,10 @@ import dataclasses
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosim.engine import DeadlockError, play
-from cosim.engine.coalesce import coalesce
 from cosim.engine.sharing import speeds
 from cosim.engine.task import Task, program_of
 
@@ -190,25 +188,6 @@ def test_playing_twice_gives_the_same_and_streams_have_no_rank(tasks):
     assert played(tasks) == first
     turned = [dataclasses.replace(t, stream=4 - t.stream, host=t.host if t.host < 0 else 4 - t.host) for t in tasks]
     assert played(turned, NAMES[::-1]) == first
-
-
-@given(programs(tasks=12, sharing=False, later=False))
-@settings(max_examples=300, deadline=None)
-def test_a_coalesced_program_has_the_same_ends(tasks):
-    program = program_of([dataclasses.replace(t, priority=0) for t in tasks], NAMES, CAPACITY)
-    small = coalesce(program)
-    try:
-        apart = play(program)
-    except DeadlockError:
-        with pytest.raises(DeadlockError):
-            play(small.program)
-        return
-    together = play(small.program)
-    for group in range(len(small.program)):
-        members = np.flatnonzero(small.task == group)
-        assert together.end_ps[group] == apart.end_ps[members[-1]]
-        assert together.start_ps[group] == apart.start_ps[members[0]]
-        assert together.issue_ps[group] == apart.issue_ps[members[0]]
 
 
 def test_a_hundred_thousand_picoseconds_of_crowded_links_keep_capacity():

@@ -37,6 +37,10 @@ def test_matrix_products_stay_and_memory_traffic_and_kernels_fall(
     graph = traced(name, **options)
     block, model = fuse(graph, "block"), fuse(graph, "model")
     for fused in (block, model):
+        for kept in fused.blocks:  # what is said of a block is what it has
+            for layer in kept.layers:
+                phases = fused.op_phase[fused.op_layer == layer]
+                assert [kept.forward_ops, kept.backward_ops] == np.bincount(phases, minlength=2)[:2].tolist()
         assert sum(flops(fused)) == sum(flops(graph))
         alive(fused)
     assert kernels(model) < kernels(block) < kernels(graph)

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosim.engine import play
-from cosim.engine.coalesce import coalesce
 from cosim.engine.kernels import merge_kernels
 from cosim.engine.task import Task, program_of
 
@@ -39,22 +38,3 @@ def test_merged_kernels_in_closed_form():
     assert merge_kernels(np.array([7, 7, 7]), np.array([5, 5, 5])) == (21, 15, 5 + 21)  # device-bound
     assert merge_kernels(np.array([2, 2, 2]), np.array([5, 5, 5])) == (6, 15, 15 + 2)  # host-bound
     assert merge_kernels(np.array([]), np.array([])) == (0, 0, 0)
-
-
-def test_a_chain_of_kernels_becomes_one_task():
-    chain = [
-        Task(0, 3, host=2, launch_ps=2),
-        Task(0, 4, host=2, launch_ps=2),
-        Task(0, 5, host=2, launch_ps=2, depends=(1,)),
-    ]
-    other = Task(1, 3, depends=(2,))
-    small = coalesce(program_of([*chain, other], ["compute", "communication", "host"]))
-    assert small.task.tolist() == [0, 0, 0, 1]
-    assert small.program.work_ps.tolist() == [12, 3]
-    assert small.program.depends.row(1).tolist() == [0]
-
-
-def test_what_comes_between_parts_a_chain():
-    chain = [Task(0, 3), Task(0, 4), Task(0, 5)]
-    assert len(coalesce(program_of([*chain, Task(1, 3, depends=(1,))], ["a", "b"])).program) == 3
-    assert len(coalesce(program_of([Task(1, 3), *chain[:1], Task(0, 3, depends=(0,))], ["a", "b"])).program) == 3
