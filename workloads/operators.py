@@ -53,9 +53,7 @@ def attention(
 
 
 @attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float, scale: float, alibi_slopes: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *_options: object) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, seq, _head_dim = q.shape
     lse = q.new_empty((batch, heads, seq), dtype=torch.promote_types(torch.float32, q.dtype))
     return _empty_heads_inside(q, v.shape[-1]), lse, q.new_empty((), dtype=torch.int64)
@@ -94,19 +92,7 @@ def attention_backward(
 
 
 @attention_backward.register_fake
-def _(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    seed: Tensor,
-    causal: bool,
-    dropout: float,
-    scale: float,
-    alibi_slopes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_saved_and_options: object) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(_empty_heads_inside(x, x.shape[-1]) for x in (q, k, v))  # type: ignore[return-value]
 
 

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from cosim.graph import Category, OpGraph
+from cosim.trace import TraceOptions, trace
+from cosim.trace.run import record
+from cosim.trace.sizes import SizeDecoder
+from cosim.trace.step import canonical
 from workloads.model import ModelConfig, from_dimensions
 
+Trace = Callable[[ModelConfig, TraceOptions], OpGraph]
 GPT = {"family": "gpt", "layers": 3, "hidden": 96, "heads": 4, "vocab": 500, "max_positions": 1024}
 LLAMA = {"family": "llama", "layers": 3, "hidden": 96, "heads": 6, "kv_heads": 2, "ffn": 224, "vocab": 500}
 
@@ -20,6 +25,38 @@ def gpt() -> ModelConfig:
 @pytest.fixture
 def llama() -> ModelConfig:
     return from_dimensions(LLAMA)
+
+
+@pytest.fixture
+def traced_at() -> Trace:
+    """Traces at the actual sizes, without any probing."""
+    return lambda model, options: record(canonical(model, options.sequence), options, SizeDecoder(None, None), None)
+
+
+@pytest.fixture
+def bound_as_traced(traced_at: Trace) -> Trace:
+    """The graph of a model bound to the options' sizes, after seeing that a trace at those sizes is the same."""
+
+    def described(graph: OpGraph) -> list[tuple[object, ...]]:
+        """Every op in order, with the sizes and storages of what it reads and writes."""
+        rows: list[tuple[object, ...]] = []
+        for op in range(len(graph)):
+            kind = graph.kinds[graph.op_kind[op]]
+            tensors = [*graph.op_inputs.row(op).tolist(), *graph.op_outputs.row(op).tolist()]
+            shapes = tuple(graph.shapes[graph.tensor_spec[t]] for t in tensors)
+            storages = tuple(int(graph.tensor_storage[t]) for t in tensors)
+            rows.append((kind.target, kind.attributes, kind.mutated, shapes, storages))
+        return rows
+
+    def compared(model: ModelConfig, options: TraceOptions) -> OpGraph:
+        graph, again = trace(model, options), traced_at(model, options)
+        assert described(graph) == described(again)
+        for column in ("storage_bytes", "storage_alloc", "storage_free", "storage_category"):
+            np.testing.assert_array_equal(getattr(graph, column), getattr(again, column))
+        assert graph.blocks == again.blocks
+        return graph
+
+    return compared
 
 
 @pytest.fixture
