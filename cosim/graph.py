@@ -198,7 +198,7 @@ class OpGraph:
     def to_networkx(self) -> networkx.DiGraph[int]:
         """Ops as nodes with their attributes; an edge from an op to each reader of what it made.
 
-        Its attributes: how many tensors go from one to the other (`tensors`), the first of them (`tensor`), the bytes of
+        Its attributes: how many tensors go from one to the other (`tensors`), the first of them (`tensor`), bytes of
         all, and whether they are saved from forward for backward.
         """
         import networkx

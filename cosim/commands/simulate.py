@@ -37,7 +37,13 @@ def simulate(
         typer.Option("--memory-snapshot", metavar="FILE", help="Write allocations for pytorch.org/memory_viz."),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option("--batch", metavar="RUNS.jsonl", help="Many runs, one JSON object per line.")
+        str | None,
+        typer.Option(
+            "--batch",
+            metavar="RUNS.jsonl",
+            help="Many runs, one JSON object per line. A bad line is answered "
+            "with its `error`, and the exit status stays 0.",
+        ),
     ] = None,
 ) -> None:
     """Simulate one training step: how fast, does it fit, what limits it."""
