@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hwmodels import catalog
+from hwmodels.area import Area, Silicon, area_of
 from hwmodels.catalog import load_raw, names
 from hwmodels.energies import per_byte_j, per_flop_j, per_lane_flop_j
 from hwmodels.interconnect.links import Link
@@ -19,7 +20,7 @@ from hwmodels.memory.sram import Sram, through_levels
 from hwmodels.number_formats import FORMATS, number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
-from hwmodels.process import process_of
+from hwmodels.process import Process, process_of
 from hwmodels.units import InputError, format_quantity, parse_quantity
 from hwmodels.vector_unit import SIMT_PASSES, WIDE_VECTOR_PASSES, PassConstants, VectorUnit
 from hwmodels.work import Attention, Cost, Gemm, Pass
@@ -76,12 +77,18 @@ class Accelerator:
     calibration_status: str
     calibrated_on: tuple[str, tuple[str, ...]] | None = None  # a base, and what was changed of what it was fitted on
     peaks: Mapping[str, float] = field(default_factory=dict)  # as published; for `cosim hw check`
+    silicon: Silicon | None = None  # None: the file names no process
     _costs: dict[Gemm | Attention | Pass, Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def cores(self) -> int:
         """Cores of the matrix unit (a GPU's streaming multiprocessors, a systolic chip's arrays)."""
         return self.matrix.cores
+
+    @property
+    def area(self) -> Area | None:
+        """What its parts occupy and its dies yield and cost; None where the file names no process."""
+        return area_of(self, self.silicon) if self.silicon else None
 
     @property
     def idle_power_w(self) -> float:
@@ -203,7 +210,8 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
     matrix: MatrixUnit = root.part(lambda: unit.read(matrix_section, clock, calibration.section("gemm")))
     memory = root.section("memory", required=True)
     vector = root.part(lambda: VectorUnit.read(root.section("vector", required=True), clock))
-    price = root.section("price")
+    price, area = root.section("price"), root.section("area")
+    process = root.part(lambda: process_of(root.text("process", ""), root.at("process")))
     accelerator = Accelerator(
         name=root.text("name"),
         title=root.text("title", root.text("name")),
@@ -213,7 +221,7 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
         vector=vector,
         memory=root.part(lambda: _memory(memory, calibration.section("memory"), not systolic, clock)),
         links=root.part(lambda: _links(root.section("links", required=True), calibration.section("links"))),
-        power=root.part(lambda: _power(root, matrix, vector, memory.section("hbm").text("technology", ""))),
+        power=root.part(lambda: _power(root, process, matrix, vector, memory.section("hbm").text("technology", ""))),
         attention=_attention_constants(
             calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
         ),
@@ -224,8 +232,9 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
         calibrated_on=written.calibrated_on(),
         peaks=_peaks(root.section("peaks")),
         calibration_status="calibrated" if calibration.section("gemm").keys() else "defaults",
+        silicon=root.part(lambda: Silicon.read(area, process, matrix.cores if matrix else 1)),
     )
-    for section in (memory, price, calibration, root):
+    for section in (memory, price, area, calibration, root):
         section.close()
     return accelerator
 
@@ -239,9 +248,8 @@ def _memory(section: Section, calibration: Section, cache: bool, clock_hz: float
     )
 
 
-def _power(root: Section, matrix: MatrixUnit, vector: VectorUnit, technology: str) -> Power:
+def _power(root: Section, process: Process | None, matrix: MatrixUnit, vector: VectorUnit, technology: str) -> Power:
     """Energies that the file leaves out follow from its process, where it names one, and its memory's technology."""
-    process = root.part(lambda: process_of(root.text("process", ""), root.at("process")))
     section = root.section("power", required=True)
     if process is None or matrix is None or vector is None:  # or a part has a problem
         return Power.read(section, {}, {})
