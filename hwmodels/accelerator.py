@@ -207,9 +207,14 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
     matrix_section = root.section("matrix", required=True)
     systolic = matrix_section.text("unit", TensorCore.unit, _UNITS) == SystolicArray.unit
     unit = SystolicArray if systolic else TensorCore
-    matrix: MatrixUnit = root.part(lambda: unit.read(matrix_section, clock, calibration.section("gemm")))
+    matrix: MatrixUnit = root.part(
+        lambda: unit.read(matrix_section, clock, calibration.section("gemm")), matrix_section.present
+    )
     memory = root.section("memory", required=True)
-    vector = root.part(lambda: VectorUnit.read(root.section("vector", required=True), clock))
+    lanes, links = root.section("vector", required=True), root.section("links", required=True)
+    vector = root.part(lambda: VectorUnit.read(lanes, clock), lanes.present)
+    kept, sent = calibration.section("memory"), calibration.section("links")
+    levels = root.part(lambda: _memory(memory, kept, not systolic, clock), memory.present)
     price, area = root.section("price"), root.section("area")
     process = root.part(lambda: process_of(root.text("process", ""), root.at("process")))
     accelerator = Accelerator(
@@ -219,9 +224,9 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
         clock_hz=clock,
         matrix=matrix,
         vector=vector,
-        memory=root.part(lambda: _memory(memory, calibration.section("memory"), not systolic, clock)),
-        links=root.part(lambda: _links(root.section("links", required=True), calibration.section("links"))),
-        power=root.part(lambda: _power(root, process, matrix, vector, memory.section("hbm").text("technology", ""))),
+        memory=levels,
+        links=root.part(lambda: _links(links, sent), links.present),
+        power=root.part(lambda: _power(root, process, matrix, vector, levels)),
         attention=_attention_constants(
             calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
         ),
@@ -248,15 +253,15 @@ def _memory(section: Section, calibration: Section, cache: bool, clock_hz: float
     )
 
 
-def _power(root: Section, process: Process | None, matrix: MatrixUnit, vector: VectorUnit, technology: str) -> Power:
+def _power(root: Section, process: Process | None, matrix: MatrixUnit, vector: VectorUnit, memory: Memory) -> Power:
     """Energies that the file leaves out follow from its process, where it names one, and its memory's technology."""
     section = root.section("power", required=True)
-    if process is None or matrix is None or vector is None:  # or a part has a problem
+    if process is None or matrix is None or vector is None or memory is None:  # the last three: have a problem
         return Power.read(section, {}, {})
     threads = matrix.shared_level == TensorCore.shared_level  # operands in registers, an instruction per thread
     lanes = per_lane_flop_j(vector.formats, process.length_nm, threads)
     units = per_flop_j(matrix.formats, process.length_nm, threads)
-    return Power.read(section, {**lanes, **units}, per_byte_j(technology, process.length_nm))
+    return Power.read(section, {**lanes, **units}, per_byte_j(memory.hbm.technology, process.length_nm))
 
 
 def _links(section: Section, calibration: Section) -> Links:

@@ -23,8 +23,8 @@ def names() -> list[str]:
     return sorted(path.stem for path in LIBRARY.glob("*.yaml"))
 
 
-def load_raw(name: str) -> dict[str, Any]:
-    """The file of the library's accelerator `name` as it is written, sources and all; `base` is resolved.
+def load_raw(name: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The file of the accelerator that `name` stands for as it is written, sources and all; `base` is resolved.
 
     Raises InputError: no such accelerator, or an unreadable file.
     """

@@ -7,12 +7,11 @@ from typing import Any
 
 from hwmodels import catalog
 from hwmodels.accelerator import Accelerator, build
+from hwmodels.describe import WORDS
 from hwmodels.memory.hbm import interface_bytes_per_s
 from hwmodels.parameters import PROVENANCE, Section
 from hwmodels.units import InputError, format_quantity
 
-# What says what a thing is, not how much: it needs no source.
-WORDS = frozenset({"name", "title", "architecture", "process", "matrix.unit"})
 # Beyond these a number is not a chip's of any year, but one with a wrong unit. Wide: a chip on a USB stick, a wafer.
 _PLAUSIBLE: tuple[tuple[str, str, float, float], ...] = (
     (r"(.*\.)?clock", "frequency", 50e6, 10e9),

@@ -52,6 +52,7 @@ class Section:
         self._data, self._where, self._path = data, where, path
         self._provenance = _provenance_of(data) or inherited
         self._taken: set[str] = set()
+        self._present = True
         self.log: list[Provenance] = [] if log is None else log
 
     def at(self, key: str) -> str:
@@ -103,6 +104,16 @@ class Section:
     def has(self, key: str) -> bool:
         """Whether the file gives `key`."""
         return self._data.get(key) is not None
+
+    def absent(self) -> "Section":
+        """This section, as one that the file lacks and must have."""
+        self._present = False
+        return self
+
+    @property
+    def present(self) -> "Section | None":
+        """This section; None where the file must have it and lacks it."""
+        return self if self._present else None
 
     def keys(self) -> list[str]:
         """The keys of this section that are parameters, not provenance."""
@@ -190,7 +201,8 @@ class Section:
         if raw is None and required:
             self._problem(self._missing(key))
             problems = []  # what it lacks besides follows from this
-        return Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log, problems)
+        found = Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log, problems)
+        return found.absent() if raw is None and required else found
 
     def sections(self, key: str) -> list["Section"]:
         """The mapping `key`, or each of a list of them, as sections. Raises InputError: there is none."""
