@@ -174,8 +174,9 @@ class Accelerator:
         return through_levels(price, memory.sram, memory.behind, memory.hbm, self.matrix.shared_level)
 
     def _pass(self, work: Pass) -> Cost:
-        moved = work.read_bytes + work.write_bytes
-        memory = self.memory.hbm.time_s(work.kind, work.read_bytes, work.write_bytes)
+        again = self.passes.again_bytes(work, self.cores, self.memory.sram.capacity_bytes)
+        moved = work.read_bytes + again + work.write_bytes
+        memory = self.memory.hbm.time_s(work.kind, work.read_bytes + again, work.write_bytes)
         compute = self.passes.time_s(work, self.vector)
         levels = {self.matrix.shared_level: self.memory.sram, **{level.level: level for level in self.memory.behind}}
         slowest = min(levels, key=lambda name: levels[name].rate(work.kind))

@@ -60,13 +60,15 @@ class VectorUnit:
 class PassConstants:
     """What a pass over memory takes beside its formula: fixed time on the device, instructions to load, convert,
     index and store a byte (in row kernels also to sweep the row again and reduce across threads), instructions of a
-    special function (exp, erf, tanh, division at library accuracy).
+    special function (exp, erf, tanh, division at library accuracy). `row_cache`: share of the cache that rows in flight
+    may fill before their later sweeps miss it (caches in partitions keep a copy of each line in all of them).
     """
 
     fixed_time_s: float = 1e-6
     instructions_per_byte: float = 6.5
     row_instructions_per_byte: float = 16.0
     instructions_per_special: float = 22.0
+    row_cache: float = 0.2
 
     @classmethod
     def read(cls, section: Section, default: "PassConstants") -> "PassConstants":
@@ -80,13 +82,14 @@ class PassConstants:
             instructions_per_special=section.number(
                 "instructions_per_special", default.instructions_per_special, zero=True
             ),
+            row_cache=section.number("row_cache", default.row_cache, high=1.0),
         )
         section.close()
         return part
 
     def time_s(self, work: Pass, vector: VectorUnit) -> float:
         """Seconds of issue and special-function units for `work`, without its memory time."""
-        row = work.kind == "row"
+        row = work.kind == "row" and not (work.row_bytes and work.sweeps == 1.0)
         per_byte = self.row_instructions_per_byte if row else self.instructions_per_byte
         per_special = (
             1.0 if row else self.instructions_per_special
@@ -95,7 +98,17 @@ class PassConstants:
         instructions += work.vector_ops + per_special * work.special_ops
         return max(vector.vector_time_s(instructions), vector.special_time_s(work.special_ops))
 
+    def again_bytes(self, work: Pass, cores: int, cache_bytes: float) -> float:
+        """Bytes that the later sweeps of a row kernel read from memory again: none while the rows in flight (two to a
+        core) fit in their share of the cache, all of them at twice that.
+        """
+        in_flight = _ROWS_PER_CORE * cores * work.row_bytes
+        missed = min(1.0, max(0.0, in_flight / (self.row_cache * cache_bytes) - 1.0))
+        return (work.sweeps - 1.0) * work.read_bytes * missed
 
+
+# Thread blocks of a row kernel on a core: PyTorch gives a long row 1024 threads, and a core has room for 2048.
+_ROWS_PER_CORE = 2
 # A GPU's threads load, index and store with their own instructions. A chip whose vector unit runs one wide instruction
 # word for all lanes moves data and computes addresses in other slots of that word: what is left is one conversion per
 # 16-bit element, and special functions are single instructions. Assumed; not calibrated.
@@ -108,13 +121,16 @@ WIDE_VECTOR_PASSES = PassConstants(
 @dataclass(frozen=True, slots=True)
 class ElementWork:
     """What one element of a well-known pass takes when each tensor is touched once: tensors read (one is written),
-    vector and special operations.
+    vector and special operations. `sweeps` times each row is read, unless it has at most `registers` elements, which
+    stay in registers (aten/src/ATen/native/cuda/SoftMax.cu: the persistent softmax; layer_norm_kernel.cu has none).
     """
 
     reads: float
     vector_ops: float
     special_ops: float
     kind: Literal["stream", "row", "gather", "transpose"]
+    sweeps: float = 1.0
+    registers: int = 0
 
 
 # Operations per output element as the formulas have them; a trailing u: the other operand is one number. A quotient is
@@ -134,8 +150,8 @@ ELEMENT_WORK: dict[str, ElementWork] = {
     "tanh": ElementWork(1, 0, 1, "stream"),
     "silu_mul": ElementWork(2, 2, 2, "stream"),
     "rope": ElementWork(1, 3, 0, "stream"),
-    "softmax": ElementWork(1, 4, 1, "row"),
-    "layernorm": ElementWork(1, 8, 0, "row"),
-    "rmsnorm": ElementWork(1, 5, 0, "row"),
+    "softmax": ElementWork(1, 4, 1, "row", 3, 1024),
+    "layernorm": ElementWork(1, 8, 0, "row", 2),
+    "rmsnorm": ElementWork(1, 5, 0, "row", 2),
     "embedding": ElementWork(1, 0, 0, "gather"),
 }

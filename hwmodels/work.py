@@ -75,7 +75,8 @@ class Pass:
 
     `vector_ops` and `special_ops` (exp, rsqrt, tanh, erf, ...) are totals over all elements; `kind` selects the access
     pattern for the sustained bandwidth: stream (pointwise, copy), row (norms, softmax, row reductions), gather
-    (embedding, index), transpose.
+    (embedding, index), transpose. A row kernel that reads each of its rows, of `row_bytes`, `sweeps` times finds it in
+    the cache after the first, as long as the rows in flight fit there; 0 bytes: the length is not known.
     """
 
     read_bytes: float
@@ -84,6 +85,8 @@ class Pass:
     special_ops: float = 0.0
     format: str = "fp32"
     kind: Literal["stream", "row", "gather", "transpose"] = "stream"
+    row_bytes: float = 0.0
+    sweeps: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

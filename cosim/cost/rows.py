@@ -161,8 +161,8 @@ def _pass(row: Mapping[str, Any], kind: str) -> Pass:
     work, dtype = ELEMENT_WORK[kind], str(row.get("dtype") or "bf16")
     if dtype not in _PASS_FORMATS:
         raise InputError(f"dtype: {dtype!r:.80} is not one of {', '.join(_PASS_FORMATS)}")
-    elements = float(whole(row, "m") * whole(row, "n", 1) * whole(row, "b", 1))
-    element = bytes_of(dtype)
+    length, element = whole(row, "n", 1), bytes_of(dtype)
+    elements = float(whole(row, "m") * length * whole(row, "b", 1))
     return Pass(
         read_bytes=work.reads * element * elements,
         write_bytes=element * elements,
@@ -170,6 +170,8 @@ def _pass(row: Mapping[str, Any], kind: str) -> Pass:
         special_ops=work.special_ops * elements,
         format=dtype,
         kind=work.kind,
+        row_bytes=element * length if work.kind == "row" else 0.0,
+        sweeps=1.0 if length <= work.registers else work.sweeps,
     )
 
 

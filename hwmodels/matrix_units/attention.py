@@ -38,6 +38,9 @@ _VECTOR_OPS = {
     "backward": 7.0,
 }  # per score: scale, maximum, subtract, sum, convert; and dP - delta, times P
 _DROPOUT_OPS = 10.0  # per score: Philox-4x32-10 makes four 32-bit numbers in about 40 integer operations
+_SHARED_BYTES_PER_CYCLE = (
+    128.0  # of a core: 32 banks of 4 bytes (CUDA C++ Programming Guide, compute capability 7 to 10)
+)
 _HEAD_DIM_STEP = 32  # head dimensions are padded to a multiple of 32
 
 
@@ -147,20 +150,38 @@ def attention_cost(
     )
 
 
-def gpu_block(work: Attention) -> tuple[int, int]:
-    """Query rows by key columns of one block of the GPU kernels."""
+def gpu_block(work: Attention, shared_memory_bytes: float) -> tuple[int, int]:
+    """Query rows by key columns of one block of the GPU kernels, halved until shared memory holds its operands: queries
+    and twice keys or values (the next ones arrive); backward queries, dO, keys and values.
+    """
     if work.phase == "backward":
-        return _BACKWARD_BLOCK["small" if work.head_dim <= 64 else "large"]
-    small, middle, large = _BLOCKS[work.algorithm]
-    return small if work.head_dim <= 64 else middle if work.head_dim <= 128 else large
+        rows, keys = _BACKWARD_BLOCK["small" if work.head_dim <= 64 else "large"]
+    else:
+        small, middle, large = _BLOCKS[work.algorithm]
+        rows, keys = small if work.head_dim <= 64 else middle if work.head_dim <= 128 else large
+    element = bytes_of(work.format)
+    query, value = element * _padded(work.head_dim), element * _padded(work.value_dim)
+    while keys > 16 and _block_bytes(work.phase, rows, keys, query, value) > shared_memory_bytes:
+        rows, keys = (rows // 2, keys) if rows > keys else (rows, keys // 2)
+    return rows, keys
+
+
+def _block_bytes(phase: str, rows: int, keys: int, query: float, value: float) -> float:
+    if phase == "forward":
+        return rows * query + keys * (query + value)
+    return (rows + keys) * (query + value)
 
 
 def gpu_pair_cycles(
     work: Attention, rows: int, keys: int, constants: AttentionConstants, macs_per_cycle: float
 ) -> float:
-    """Cycles of a core of `macs_per_cycle` for the products of one pair of blocks."""
+    """Cycles of a core of `macs_per_cycle` for the products of one pair of blocks; at least those in which shared
+    memory reads both operands of each product once.
+    """
     padded = dataclasses.replace(work, head_dim=_padded(work.head_dim), value_dim=_padded(work.value_dim))
-    return float(rows) * keys * padded.product_widths / (macs_per_cycle * constants.share(work))
+    multiply = float(rows) * keys * padded.product_widths / (macs_per_cycle * constants.share(work))
+    operands = (rows + keys) * padded.product_widths * bytes_of(work.format)
+    return max(multiply, operands / _SHARED_BYTES_PER_CYCLE)
 
 
 def _padded(width: int) -> int:

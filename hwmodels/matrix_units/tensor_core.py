@@ -20,6 +20,9 @@ TILES = ((256, 128), (128, 256), (128, 128), (256, 64), (64, 256), (128, 64), (6
 _LARGEST = 256 * 128
 _HALVINGS = {tile: math.log2(_LARGEST / (tile[0] * tile[1])) for tile in TILES}
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+# A tile's panels arrive in stages of 64 bytes of k, three of them in shared memory: one is multiplied, two are on the
+# way (CUTLASS's multistage main loop, include/cutlass/gemm/threadblock/mma_multistage.h).
+_STAGE_BYTES = 3 * 64.0
 _BLOCK_SCALED = tuple(name for name, f in FORMATS.items() if f.scaled_by_unit)
 
 
@@ -28,11 +31,11 @@ class GemmConstants:
     """What a datasheet does not say about the GEMM library on one chip; defaults are the family's.
 
     efficiency: multiply rate of the main loop with the largest tile, fraction of peak. tile_loss: rate lost per
-    halving of the tile. prologue_k: filling the pipeline and writing the tile, as elements of k. last_wave: share of
-    the last wave that is billed by its fill, the rest as if it were full. fixed_time_s: the kernel's fixed time on
-    the device. dgrad, wgrad: rate of the layouts NN and NT over TN's. unaligned: rate of 16-bit operands with a
-    dimension that is no multiple of 8. simd_efficiency: of the fp32 lanes. formats: share of `efficiency` that
-    another format than 16 bits reaches.
+    halving of the tile. prologue_k: filling the pipeline and writing the tile, as elements of k at the 16-bit rate (it
+    is a latency, so a slower format fills in fewer of its own). last_wave: share of the last wave that is billed by its
+    fill, the rest as if it were full. fixed_time_s: the kernel's fixed time on the device. dgrad, wgrad: rate of the
+    layouts NN and NT over TN's. unaligned: rate of 16-bit operands with a dimension that is no multiple of 8.
+    simd_efficiency: of the fp32 lanes. formats: share of `efficiency` that another format than 16 bits reaches.
     """
 
     efficiency: float = 0.78
@@ -119,8 +122,8 @@ class TensorCore:
         return replace(self, clock_hz=self.clock_hz * ratio)
 
     def attention_block(self, work: Attention, sram: Sram) -> tuple[int, int]:
-        """Query rows by key columns of one block, as the kernels' own tables have them."""
-        return gpu_block(work)
+        """Query rows by key columns of one block, as the kernels' own tables have them, if shared memory holds them."""
+        return gpu_block(work, self.shared_memory_bytes)
 
     def attention_pair_cycles(self, work: Attention, rows: int, keys: int, constants: AttentionConstants) -> float:
         """Cycles of one core for the products of one pair of blocks."""
@@ -156,12 +159,17 @@ class TensorCore:
             sram.bandwidth_bytes_per_s * sram.multicast,
             sram.core_bytes_per_cycle * self.clock_hz,
         )
+        prologue = c.prologue_k * self._prologue_share(work.format, simd_flops)
         best = (math.inf, 0.0, 0.0, 0.0, 0.0, "")
         for tile in TILES:
-            if tile != TILES[-1] and (tile[0] >= 2 * work.m + 32 or tile[1] >= 2 * work.n + 32):
+            if tile != TILES[-1] and (
+                tile[0] >= 2 * work.m + 32
+                or tile[1] >= 2 * work.n + 32
+                or _STAGE_BYTES * (tile[0] + tile[1]) > self.shared_memory_bytes
+            ):
                 continue
             for split in self._splits(work, tile):
-                compute = self._multiply_s(work, tile, split, core_flops)
+                compute = self._multiply_s(work, tile, split, core_flops, prologue)
                 if compute < best[0]:
                     found = self._tiled(work, tile, split, compute, element, out, sram, rates, compulsory)
                     if found[0] < best[0]:
@@ -184,7 +192,13 @@ class TensorCore:
         most = min(-(-self.cores // tiles) + 1, work.k // 256)
         return tuple(split for split in _SPLITS if split <= most)
 
-    def _multiply_s(self, work: Gemm, tile: tuple[int, int], split: int, core_flops: float) -> float:
+    def _prologue_share(self, format: str, simd_flops: float) -> float:
+        """Rate of `format` over that of 16 bits: how many of its elements pass in the time of one of 16 bits."""
+        reference = self.macs_per_cycle("bf16") or self.macs_per_cycle("fp16")
+        rate = self.macs_per_cycle(format) or simd_flops / (2.0 * self.cores * self.clock_hz)
+        return rate / reference if reference else 1.0
+
+    def _multiply_s(self, work: Gemm, tile: tuple[int, int], split: int, core_flops: float, prologue_k: float) -> float:
         """Seconds of the multiply pipeline: whole waves of tiles, and the last one partly by its fill."""
         c = self.constants
         waves = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.batch * split / self.cores
@@ -192,7 +206,7 @@ class TensorCore:
         last = waves - full
         billed = max(1.0, full + (c.last_wave * last + 1.0 - c.last_wave if last > 0 else 0.0))
         rate = core_flops * float((1.0 - c.tile_loss) ** _HALVINGS[tile])
-        return billed * 2.0 * tile[0] * tile[1] * (-(-work.k // split) + c.prologue_k) / rate
+        return billed * 2.0 * tile[0] * tile[1] * (-(-work.k // split) + prologue_k) / rate
 
     def _tiled(
         self,

@@ -78,12 +78,11 @@ ALGORITHMS = [
 def test_attention_is_within_ten_percent(kernels: list[Row], chip: str, algorithm: str) -> None:
     found = held_out([row for row in kernels if row.label == algorithm and row.accelerator == chip])
     assert found.rows >= 8
-    # Triton's causal forward at 512 tokens takes twice its time at 1024: no constant of ours explains it.
-    assert found.mean <= (0.13 if (chip, algorithm) == ("h100-sxm-80gb", "flash-triton") else 0.10)
+    assert found.mean <= 0.10
 
 
 @pytest.mark.parametrize("op", ["elementwise_add", "elementwise_gelu", "softmax"])
-@pytest.mark.parametrize("chip", ["a100-sxm-80gb", "a100-pcie-40gb", "h100-sxm-80gb"])
+@pytest.mark.parametrize("chip", ["a100-sxm-80gb", "a100-pcie-40gb", "h100-sxm-80gb", "v100-pcie-32gb"])
 def test_streams_gelu_and_softmax_are_within_fifteen_percent(kernels: list[Row], chip: str, op: str) -> None:
     for source, rows in pass_rows(kernels, {chip: CHIPS[chip]}, op).items():
         assert held_out(rows).mean <= 0.15, source

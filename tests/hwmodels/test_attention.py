@@ -94,6 +94,17 @@ def test_few_blocks_leave_cores_idle() -> None:
     assert A100.cost(one).core_share < 0.1
 
 
+def test_blocks_are_cut_until_shared_memory_holds_them_and_smaller_blocks_are_not_faster() -> None:
+    times = []
+    for size in (16, 32, 64, 164):
+        matrix = replace(A100.matrix, shared_memory_bytes=size * 1024.0)  # type: ignore[type-var]
+        chip = replace(A100, matrix=matrix)
+        rows, keys = matrix.attention_block(attention(), chip.memory.sram)
+        assert 2 * 128 * (rows + 2 * keys) <= size * 1024
+        times.append(chip.cost(attention()).time_s)
+    assert times[0] > times[1] >= times[2] >= times[3]
+
+
 def test_dropout_and_bias_cost_extra() -> None:
     plain = A100.cost(attention()).time_s
     assert A100.cost(replace(attention(), bias=True)).time_s > plain

@@ -79,6 +79,25 @@ def test_a_weight_gradient_of_odd_tokens_is_aligned_in_memory() -> None:
     assert odd.time_s == pytest.approx(even.time_s, rel=0.01)
 
 
+def test_shared_memory_bounds_the_tile() -> None:
+    """Three stages of 64 bytes of k: 256 x 128 needs 72 KiB, 64 x 64 needs 24."""
+    work = Gemm(8192, 8192, 8192)
+    times = []
+    for size in (24, 32, 64, 96, 228):
+        matrix = replace(H100.matrix, shared_memory_bytes=size * 1024.0)  # type: ignore[type-var]
+        times.append(replace(H100, matrix=matrix).cost(work).time_s)
+    assert times == sorted(times, reverse=True)
+    assert times[0] > 1.3 * times[-1]
+    assert times[-2] == times[-1]
+
+
+def test_a_short_sum_on_the_lanes_waits_for_its_operands_no_longer_than_on_tensor_cores() -> None:
+    """Filling the pipeline is a latency: a batch of fp32 products with k = 64 keeps half of the lanes' long-k rate."""
+    short, long = (Gemm(256, 256, k, 512, "fp32", "fp32") for k in (64, 4096))
+    rates = [A100.cost(work).flops / A100.cost(work).time_s for work in (short, long)]
+    assert rates[0] > 0.5 * rates[1]
+
+
 def test_tiny_and_senseless_sizes() -> None:
     assert 0 < A100.cost(Gemm(1, 1, 1)).time_s < 1e-4
     with pytest.raises(InputError, match="every size must be at least 1"):

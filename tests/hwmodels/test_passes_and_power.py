@@ -38,6 +38,26 @@ def test_a_pass_with_heavy_arithmetic_is_limited_by_it() -> None:
     assert heavy.core_share > 0.9
 
 
+def test_a_row_that_is_read_three_times_comes_from_memory_again_once_rows_in_flight_fill_the_cache() -> None:
+    """Softmax of long rows moves four times its tensor instead of twice; of short rows, twice."""
+    size = 2.0**30
+    rows = {n: A100.cost(Pass(size, size, kind="row", row_bytes=4.0 * n, sweeps=3)) for n in (2048, 8192, 12288, 65536)}
+    assert rows[2048].bytes_per_level["hbm"] == 2 * size
+    assert rows[65536].bytes_per_level["hbm"] == 4 * size
+    moved = [cost.bytes_per_level["hbm"] for cost in rows.values()]
+    assert moved == sorted(moved)
+    assert rows[65536].time_s > 1.2 * rows[2048].time_s
+    larger = replace(A100.memory.sram, capacity_bytes=8 * A100.memory.sram.capacity_bytes)
+    chip = replace(A100, memory=replace(A100.memory, sram=larger))
+    assert chip.cost(Pass(size, size, kind="row", row_bytes=4.0 * 65536, sweeps=3)).time_s < rows[65536].time_s
+
+
+def test_a_row_in_registers_is_a_stream() -> None:
+    once = A100.cost(Pass(1e9, 1e9, kind="row", row_bytes=4096.0, sweeps=1)).time_s
+    assert once == pytest.approx(A100.cost(Pass(1e9, 1e9)).time_s)
+    assert once < A100.cost(Pass(1e9, 1e9, kind="row", row_bytes=8192.0, sweeps=3)).time_s
+
+
 def test_work_under_the_limit_keeps_its_clock_and_work_over_it_follows_the_cube_root() -> None:
     power, clock = H100.power, H100.clock_hz
     budget = power.limit_w - power.idle_w
