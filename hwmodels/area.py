@@ -48,6 +48,16 @@ _SPARE_CORES = 1.10  # made over sold; V100 84 of 80, A100 128 of 108, H100 144 
 # by press (2026); the others assumed between.
 _USD_PER_GB = {"hbm2": 7.0, "hbm2e": 7.0, "hbm3": 16.0, "hbm3e": 16.5, "hbm4": 22.0, "ddr4": 2.0, "ddr5": 2.4}
 _USD_PER_GB_OTHER = 3.5
+_ON_THE_DIE = (
+    "area.cores_made",
+    "matrix.",
+    "vector.",
+    "memory.sram",
+    "memory.hbm.stacks",
+    "memory.hbm.technology",
+    "links.",
+    "process",
+)
 _STACK_MM2 = 110.0  # of the interposer, per HBM stack
 _INTERPOSER_USD_PER_MM2 = 750.0 / (814.0 + 6 * _STACK_MM2)  # H100's package (cost-bridge)
 _SUBSTRATE_USD_PER_MM2 = 0.005 * 4.0  # organic, four times the die's area (Chiplet Actuary, arXiv 2203.12268)
@@ -67,20 +77,21 @@ class Silicon:
 
     @classmethod
     def read(cls, section: Section, process: Process | None, cores: int) -> "Silicon | None":
-        """From `area` of an accelerator file, of `cores` cores that are sold; None where it names no process."""
-        if process is None:
-            section.close()
-            return None
-        part = cls(
-            process=process,
-            cores_made=section.integer(
-                "cores_made", math.ceil(cores * _SPARE_CORES) if cores > 8 else cores, low=cores
-            ),
-            die_mm2=section.quantity("die", "area", 0.0, zero=True),
-            dies=section.integer("dies", 0, low=0),
+        """From `area` of an accelerator file, of `cores` cores that are sold; None where it names no process.
+
+        A variation that changes the silicon of its base is another die: the published one is left aside.
+        """
+        usual = math.ceil(cores * _SPARE_CORES) if cores > 8 else cores
+        made, die, dies = (
+            section.integer("cores_made", usual),
+            section.quantity("die", "area", 0.0, zero=True),
+            section.integer("dies", 0, low=0),
         )
+        users = {entry.path for entry in section.log if entry.kind == "user"}
+        if any(path.startswith(_ON_THE_DIE) for path in users) and "area.die" not in users:
+            die = 0.0
         section.close()
-        return part
+        return cls(process, max(made, cores), die, dies) if process else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hwmodels.accelerator import load
 from hwmodels.area import RETICLE_MM2, Area, die_yield, dies_per_wafer, murphy
 from hwmodels.process import PROCESSES
-from hwmodels.units import InputError
 
 # Published: die (all dies together) in mm2, and cores that are made.
 DIES = {
@@ -76,7 +75,7 @@ def test_more_spare_cores_never_yield_less(cores_made: int, die: float) -> None:
 
 
 BIGGER = [
-    {"matrix.cores": 160},
+    {"matrix.cores": 200},
     {"matrix.formats.fp16": 2048},
     {"matrix.shared_memory": "256 KiB"},
     {"vector.lanes": 13824},
@@ -105,10 +104,17 @@ def test_a_chip_beyond_the_reticle_is_several_dies_and_a_published_die_prices_th
     assert large.die_mm2 <= RETICLE_MM2
     assert made("a100-sxm-80gb", die="400 mm2").dies_usd < made("a100-sxm-80gb", die="826 mm2").dies_usd
     assert made("a100-sxm-80gb", die="413 mm2", dies=2).dies == 2
-    with pytest.raises(
-        InputError, match=r"area\.cores_made: 100 must be between 108 and|area\.cores_made: 100 must be at"
-    ):
-        made("a100-sxm-80gb", cores_made=100)
+    assert made("a100-sxm-80gb", cores_made=100).parts_mm2 == made("a100-sxm-80gb", cores_made=108).parts_mm2
+
+
+def test_a_variation_with_other_cores_is_another_die_than_the_published_one() -> None:
+    changes: list[dict[str, object]] = [{}, {"matrix.cores": 120}, {"memory.hbm.bandwidth": "1.5 TB/s"}]
+    a100, more, slower = (load({"base": "a100-sxm-80gb", "set": change}).area for change in changes)
+    assert a100 is not None
+    assert more is not None
+    assert a100.die_mm2 == 826
+    assert more.die_mm2 == more.total_mm2 / more.dies
+    assert slower == a100
 
 
 def test_a_dearer_process_and_dearer_memory_cost_more() -> None:
