@@ -82,16 +82,6 @@ class Cluster:
         """
         return self.collective_cost(Collective(kind, bytes, devices, per_node, stride, concurrent))  # type: ignore[arg-type]
 
-    def groups(self, kind: str, bytes: float, members: int, stride: int = 1) -> Collective:
-        """The collective of groups of `members` devices, `stride` apart, where every device is in one and all work at
-        once.
-
-        Devices are numbered domain by domain. With tensor, data and pipeline parallelism of t, d, p devices in this
-        order, tensor-parallel groups are (t, 1), data-parallel ones (d, t), and neighbouring stages (2, t d).
-        """
-        per_node = min(members, -(-self.domain // stride))
-        return Collective(kind, bytes, members, per_node, stride, self.domain // per_node)  # type: ignore[arg-type]
-
     def cost(self, work: Collective) -> Cost:
         """The same as a `Cost`, for whoever needs no tiers."""
         found = self.collective_cost(work)
