@@ -6,7 +6,7 @@ rmsprop, Muon for hidden matrices and AdamW for everything else. Learning rates 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -56,8 +56,12 @@ class OptimizerStep:
         for parameter in self.updated:
             parameter.grad = torch.empty_like(parameter)
         for _, optimizer in self.parts:
-            with HostNumbers():  # type: ignore[no-untyped-call]
-                optimizer.step()
+            if isinstance(optimizer, torch.optim.Muon):  # a whole step of each would only make the momentum
+                (parameter,) = optimizer.param_groups[0]["params"]
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            else:
+                with HostNumbers():  # type: ignore[no-untyped-call]
+                    optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def _parts(self, module: nn.Module) -> list[tuple[str, Any]]:
@@ -107,7 +111,10 @@ class OptimizerStep:
                 if found_inf is not None and type(optimizer) not in told:
                     self._tell(optimizer, found_inf)
                 told.add(type(optimizer))
-                optimizer.step()
+                if name:
+                    recorder.alike([*self._operands(optimizer)], optimizer.step)
+                else:
+                    optimizer.step()
         if self.masters:
             with torch.no_grad():
                 torch._foreach_copy_(list[Tensor](self.parameters), self.masters)
@@ -118,6 +125,15 @@ class OptimizerStep:
         if found_inf is not None:
             assert self.scale is not None
             torch._amp_update_scale_(self.scale, self.growth_tracker, found_inf, 2.0, 0.5, 2000)
+
+    @staticmethod
+    def _operands(optimizer: Any) -> Iterator[Tensor]:
+        """The parameter of an optimizer of one matrix, its gradient and its state."""
+        (parameter,) = optimizer.param_groups[0]["params"]
+        yield parameter
+        if parameter.grad is not None:
+            yield parameter.grad
+        yield from optimizer.state[parameter].values()
 
     def _unscale(self) -> Tensor:
         """One pass over the gradients, as torch.amp.GradScaler.unscale_; returns whether one was infinite or NaN."""

@@ -60,6 +60,15 @@ class _Operator:
     new_metadata: bool  # squeeze_, t_: the same tensor with another shape
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Rows (op, tensor, storage) from `start` up to `stop`, and the tensors from before `start` that they are about."""
+
+    start: tuple[int, int, int]
+    stop: tuple[int, int, int]
+    operands: tuple[int, ...]
+
+
 class HostNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers that the host reads from fake tensors (step counts, norms in an optimizer) are 1."""
 
@@ -87,6 +96,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._module_stack: list[int] = [0]
         self._module_of_node: dict[int, int] = {}  # autograd sequence number -> module row
         self._references: dict[int, Any] = {}
+        self._written: dict[tuple[int, ...], _Written] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:
@@ -215,8 +225,57 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def storage_of(self, tensor: Tensor) -> int:
         """The storage row of a tensor, registering it if need be."""
+        return self.recording.tensor_storage[self._row(tensor)]
+
+    def alike(self, operands: list[Tensor], run: Callable[[], object]) -> None:
+        """`run`, which reads and writes no tensors but `operands` and its own; what it does to operands of layouts that
+        were seen before is not run but written down again.
+        """
+        rows = self.recording
+        tensors = [rows.tensor_layout[self._row(tensor)] for tensor in operands]
+        written = self._written.get(tuple(tensors))
+        if written is not None:
+            self._write_again(written, [self._row(tensor) for tensor in operands])
+            return
+        start = (len(rows.op_kind), len(rows.tensor_layout), len(rows.storage_bytes))
+        run()
+        stop = (len(rows.op_kind), len(rows.tensor_layout), len(rows.storage_bytes))
+        if -1 not in rows.storage_free[start[2] : stop[2]]:  # else something of it lives on
+            self._written[tuple(tensors)] = _Written(start, stop, tuple(self._row(tensor) for tensor in operands))
+
+    def _write_again(self, written: _Written, operands: list[int]) -> None:
+        """The rows of `written` once more, with `operands` in the place of its own."""
+        rows = self.recording
+        (op, tensor, storage), stop = written.start, written.stop
+        ops, tensors, storages = (
+            len(rows.op_kind) - op,
+            len(rows.tensor_layout) - tensor,
+            len(rows.storage_bytes) - storage,
+        )
+        other = dict(zip(written.operands, operands, strict=True))
+        held = {rows.tensor_storage[a]: rows.tensor_storage[b] for a, b in other.items()}
+
+        def again(row: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple([t + tensors if t >= tensor else other.get(t, t) for t in row])
+
+        module = self._module_stack[-1]
+        rows.tensor_layout += rows.tensor_layout[tensor : stop[1]]
+        rows.tensor_storage += [
+            s + storages if s >= storage else held.get(s, s) for s in rows.tensor_storage[tensor : stop[1]]
+        ]
+        rows.storage_bytes += rows.storage_bytes[storage : stop[2]]
+        rows.storage_layout += rows.storage_layout[storage : stop[2]]
+        rows.storage_alloc += [at + ops for at in rows.storage_alloc[storage : stop[2]]]
+        rows.storage_free += [at + ops for at in rows.storage_free[storage : stop[2]]]
+        rows.op_kind += rows.op_kind[op : stop[0]]
+        rows.op_phase += rows.op_phase[op : stop[0]]
+        rows.op_module += [module] * (stop[0] - op)
+        rows.op_inputs += [again(row) for row in rows.op_inputs[op : stop[0]]]
+        rows.op_outputs += [again(row) for row in rows.op_outputs[op : stop[0]]]
+
+    def _row(self, tensor: Tensor) -> int:
         row = getattr(tensor, "_cosim_row", None)
-        return self.recording.tensor_storage[self.register(tensor) if row is None else row]
+        return self.register(tensor) if row is None else row
 
     def finish(self) -> Recording:
         """The recording; what dies from now on is outside the step."""

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cosim.graph import OpGraph, Phase
 from cosim.trace import TraceOptions, trace
+from cosim.trace.recorder import Recorder
 from cosim.trace.vocabulary import kind_bytes, kind_flops
-from workloads.model import from_dimensions
+from workloads.model import ModelConfig, from_dimensions
 
 MODEL = {"family": "llama", "layers": 2, "hidden": 256, "heads": 4, "ffn": 512, "vocab": 1000}
 MATRICES = [*[(256, 256)] * 4, *[(256, 512)] * 3] * 2  # r <= c
@@ -78,6 +79,24 @@ def test_lamb_has_two_norms_per_tensor() -> None:
     tensors = len({parameter.storage for parameter in traced("lamb").parameters})
     assert targets(traced("lamb", "foreach"))["aten._foreach_norm"] == 2
     assert targets(traced("lamb", "single"))["aten.linalg_vector_norm"] == 2 * tensors
+
+
+@pytest.mark.parametrize("formats", [{}, {"parameter_format": "bf16", "master_format": "fp32"}, {"loss_scaling": True}])
+def test_an_update_that_is_written_down_again_is_the_one_that_would_have_run(
+    llama: ModelConfig, formats: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TraceOptions(optimizer="muon", batch=2, sequence=64, **formats)
+    written = trace(llama, options)
+    monkeypatch.setattr(Recorder, "alike", lambda self, operands, run: run())
+    ran = trace(llama, options)
+    assert written.kinds == ran.kinds
+    assert written.modules == ran.modules
+    for column in ("op_kind", "op_phase", "op_module", "tensor_spec", "tensor_storage"):
+        np.testing.assert_array_equal(getattr(written, column), getattr(ran, column))
+    for column in ("storage_spec", "storage_category", "storage_alloc", "storage_free"):
+        np.testing.assert_array_equal(getattr(written, column), getattr(ran, column))
+    for operands in ("op_inputs", "op_outputs"):
+        np.testing.assert_array_equal(getattr(written, operands).indices, getattr(ran, operands).indices)
 
 
 def test_muons_products_are_five_newton_schulz_steps_on_every_hidden_matrix() -> None:
