@@ -49,8 +49,8 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
     # against the nominal peak, whatever clock is sustained
     peak_flops = played.cluster.accelerator.peak_flops(played.formats.compute) * devices
     energy = (played.dynamic_energy_j + accelerator.idle_power_w * step_s) * devices
-    hourly = accelerator.price_usd_per_hour
-    cost = hourly / 3600.0 * step_s * devices if hourly else None
+    price = accelerator.price_usd_per_s
+    cost = price * step_s * devices if price else None
     times = _time_breakdown(played)
     tokens = spec.tokens_per_step
     return Result(
@@ -334,6 +334,9 @@ def _extrapolated(played: Played) -> tuple[str, ...]:
     found = []
     if accelerator.calibration_status != "calibrated":
         found.append(f"{accelerator.name}: no calibration, its family's defaults are used")
+    elif accelerator.calibrated_on is not None and accelerator.calibrated_on[1]:
+        base, changed = accelerator.calibrated_on
+        found.append(f"{accelerator.name}: calibration inherited from {base}, changed: {', '.join(changed)}")
     power = accelerator.power
     if not power.energy_per_flop_j and not power.energy_per_byte_j:
         found.append(f"{accelerator.name}: no energies: energy is that of an idle chip, and its clock is never limited")

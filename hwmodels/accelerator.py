@@ -71,7 +71,7 @@ class Accelerator:
     power: Power
     attention: dict[str, AttentionConstants]
     passes: PassConstants
-    price_usd_per_hour: float
+    price_usd_per_s: float
     sources: dict[str, str]
     provenance: tuple[Provenance, ...]
     calibration_status: str
@@ -232,7 +232,7 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
             calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
         ),
         passes=PassConstants.read(calibration.section("pass"), WIDE_VECTOR_PASSES if systolic else SIMT_PASSES),
-        price_usd_per_hour=price.quantity("device_hour", "money_rate", 0.0, zero=True) * 3600.0,
+        price_usd_per_s=price.quantity("device_hour", "money_rate", 0.0, zero=True),
         sources=root.part(lambda: _sources(root, written.data)),
         provenance=tuple(root.log),
         calibrated_on=written.calibrated_on(),

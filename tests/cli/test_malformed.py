@@ -166,7 +166,7 @@ RUN_LINES: dict[str, tuple[str | bytes, str]] = {
 OP_LINES: dict[str, tuple[str, str]] = {
     "not JSON": ("{oops", "is not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
     "a number": ("7", "must be an object of columns, not 7"),
-    "no op": ('{"accelerator": "v100"}', "no accelerator is called 'v100'"),
+    "no op": ('{"accelerator": "x7"}', "no accelerator is called 'x7'"),
     "an unknown op": ('{"accelerator": "h200-sxm", "op": "gem"}', "op: 'gem' is not one of gemm, bmm"),
     "no size": ('{"accelerator": "h200-sxm", "op": "gemm", "m": 1, "n": 1}', "k is missing"),
     "a wrong size": ('{"accelerator": "h200-sxm", "op": "softmax", "m": -1}', "m: -1 must be a whole number of at"),
