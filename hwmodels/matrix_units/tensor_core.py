@@ -6,6 +6,7 @@ kernel's fixed time.
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from hwmodels.matrix_units.attention import AttentionConstants, compulsory_bytes, gpu_block, gpu_pair_cycles
 from hwmodels.memory.hbm import Hbm
@@ -161,19 +162,12 @@ class TensorCore:
         )
         prologue = c.prologue_k * self._prologue_share(work.format, simd_flops)
         best = (math.inf, 0.0, 0.0, 0.0, 0.0, "")
-        for tile in TILES:
-            if tile != TILES[-1] and (
-                tile[0] >= 2 * work.m + 32
-                or tile[1] >= 2 * work.n + 32
-                or _STAGE_BYTES * (tile[0] + tile[1]) > self.shared_memory_bytes
-            ):
-                continue
-            for split in self._splits(work, tile):
-                compute = self._multiply_s(work, tile, split, core_flops, prologue)
-                if compute < best[0]:
-                    found = self._tiled(work, tile, split, compute, element, out, sram, rates, compulsory)
-                    if found[0] < best[0]:
-                        best = found
+        for compute, tile, split in self._multiply_s(work, core_flops, prologue):
+            if compute >= best[0]:  # they come sorted: traffic can only add
+                break
+            found = self._tiled(work, tile, split, compute, element, out, sram, rates, compulsory)
+            if found[0] < best[0]:
+                best = found
         total, compute, memory, hbm_bytes, l2_bytes, limit = best
         time = total + c.fixed_time_s
         return Cost(
@@ -185,28 +179,42 @@ class TensorCore:
             memory_share=min(1.0, memory / time),
         )
 
-    def _splits(self, work: Gemm, tile: tuple[int, int]) -> tuple[int, ...]:
-        tiles = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.batch
-        if tiles >= self.cores or work.k < 512:
-            return (1,)
-        most = min(-(-self.cores // tiles) + 1, work.k // 256)
-        return tuple(split for split in _SPLITS if split <= most)
-
     def _prologue_share(self, format: str, simd_flops: float) -> float:
         """Rate of `format` over that of 16 bits: how many of its elements pass in the time of one of 16 bits."""
         reference = self.macs_per_cycle("bf16") or self.macs_per_cycle("fp16")
         rate = self.macs_per_cycle(format) or simd_flops / (2.0 * self.cores * self.clock_hz)
         return rate / reference if reference else 1.0
 
-    def _multiply_s(self, work: Gemm, tile: tuple[int, int], split: int, core_flops: float, prologue_k: float) -> float:
-        """Seconds of the multiply pipeline: whole waves of tiles, and the last one partly by its fill."""
-        c = self.constants
-        waves = -(-work.m // tile[0]) * -(-work.n // tile[1]) * work.batch * split / self.cores
-        full = math.floor(waves)
-        last = waves - full
-        billed = max(1.0, full + (c.last_wave * last + 1.0 - c.last_wave if last > 0 else 0.0))
-        rate = core_flops * float((1.0 - c.tile_loss) ** _HALVINGS[tile])
-        return billed * 2.0 * tile[0] * tile[1] * (-(-work.k // split) + prologue_k) / rate
+    def _multiply_s(self, work: Gemm, core_flops: float, prologue_k: float) -> list[tuple[float, tuple[int, int], int]]:
+        """Seconds of the multiply pipeline, shortest first, for each tile that shared memory holds and each split of k:
+        whole waves of tiles, and the last one partly by its fill.
+        """
+        m, n, k, cores, last_wave = work.m, work.n, work.k, self.cores, self.constants.last_wave
+        lengths = [
+            (split, (-(-k // split) + prologue_k) / core_flops) for split in _SPLITS if split <= max(1, k // 256)
+        ]
+
+        def waves(tiles: int) -> float:
+            full, rest = divmod(tiles, cores)
+            return full + 1.0 - last_wave * (1.0 - rest / cores) if rest else float(full)
+
+        found = []
+        for tile, flops in _tiles(self.constants.tile_loss, self.shared_memory_bytes):
+            down, across = tile
+            if (down >= 2 * m + 32 or across >= 2 * n + 32) and tile != TILES[-1]:
+                continue
+            tiles = -(-m // down) * -(-n // across) * work.batch
+            if tiles >= cores or k < 512:
+                found.append((max(1.0, waves(tiles)) * flops * lengths[0][1], tile, 1))
+                continue
+            most = -(-cores // tiles) + 1
+            for split, length in lengths:
+                if split > most:
+                    break
+                parts = tiles * split
+                found.append((flops * length if parts <= cores else waves(parts) * flops * length, tile, split))
+        found.sort()
+        return found
 
     def _tiled(
         self,
@@ -238,6 +246,15 @@ class TensorCore:
         if split > 1:
             total += partial / rates.l2
         return total, compute, memory, hbm_bytes, l2_bytes, limit
+
+
+@cache
+def _tiles(tile_loss: float, shared_memory_bytes: float) -> tuple[tuple[tuple[int, int], float], ...]:
+    """Tiles whose stages fit in shared memory (the last one always), each with the FLOPs of one element of k over the
+    share of the rate that it keeps.
+    """
+    held = [tile for tile in TILES if _STAGE_BYTES * sum(tile) <= shared_memory_bytes or tile == TILES[-1]]
+    return tuple((tile, 2.0 * tile[0] * tile[1] / (1.0 - tile_loss) ** _HALVINGS[tile]) for tile in held)
 
 
 @dataclass(frozen=True, slots=True)
