@@ -32,7 +32,6 @@ from hwmodels.accelerator import Accelerator
 from hwmodels.number_formats import COMPUTES_AS, FORMATS, bytes_of
 
 _LINEAR = ("aten.mm", "aten.addmm", "cosim.grouped_mm", "cosim.grouped_mm_weight", "aten._grouped_mm")
-_ROUTERS = ("router", "gate")
 Role = Literal["activation", "weight", "gradient"]
 Direction = Literal["rows", "columns"]
 
@@ -162,8 +161,9 @@ class _Uses:
     def _is_router(self, storage: int) -> bool:
         """A router's scores decide which experts run: `router`, or a `gate` beside `experts`."""
         parent, _, last = self._weights[storage].removesuffix(".weight").rpartition(".")
-        beside = any(name.startswith(f"{parent}.experts.") for name in self._weights.values())
-        return last == "router" or (last == "gate" and beside and parent != "")
+        if last != "gate" or not parent:
+            return last == "router"
+        return any(name.startswith(f"{parent}.experts.") for name in self._weights.values())
 
     def _fits(self, tensor: int) -> bool:
         shape = self.graph.shapes[self.graph.tensor_spec[tensor]]
