@@ -61,7 +61,7 @@ def test_a_chip_with_more_of_everything_multiplies_faster(slow: str, fast: str) 
 
 
 def test_a_small_gpt_trains_on_every_accelerator() -> None:
-    model = {"family": "gpt", "layers": 2, "hidden": 256, "heads": 4, "ffn": 1024, "vocab": 1024}
+    model = {"family": "gpt", "layers": 1, "hidden": 128, "heads": 2, "ffn": 512, "vocab": 256}
     for name in names():
         spec = {
             "workload": {"model": model, "seq_len": 128, "global_batch": 8, "micro_batch": 4},
