@@ -1,5 +1,6 @@
 """Time and traffic of work on chips with systolic arrays: physical bounds, directions, and what the files say."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ def test_more_bandwidth_clock_or_sram_is_never_slower(device: Accelerator, work:
 def test_a_larger_product_is_never_faster(device: Accelerator, work: Gemm, dimension: str, more: int) -> None:
     larger = replace(work, **{dimension: getattr(work, dimension) + more})
     assert device.cost(larger).time_s >= device.cost(work).time_s * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("dataflow", ["output-stationary", "weight-stationary", "input-stationary"])
+def test_less_sram_reads_operands_more_often_and_more_reads_them_once(dataflow: str) -> None:
+    """16384^3 in bf16: 512 MiB a matrix. From a scratchpad that holds all to one of 1 MiB, traffic only grows."""
+    work = Gemm(16384, 16384, 16384)
+    moved, times = [], []
+    for size in ("2 GiB", "64 MiB", "16 MiB", "4 MiB", "1 MiB"):
+        device = load({"base": "systolic-edge", "set": {"matrix.dataflow": dataflow, "memory.sram.size": size}})
+        cost = device.cost(work)
+        moved.append(cost.bytes_per_level["hbm"])
+        times.append(cost.time_s)
+    assert moved[0] == 3 * 2 * 16384**2
+    assert all(more > less for less, more in itertools.pairwise(moved))
+    assert times == sorted(times)
 
 
 def test_traffic_by_hand() -> None:

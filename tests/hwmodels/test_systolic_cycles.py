@@ -76,6 +76,7 @@ class Fold:
     top: Matrix
     left: Matrix
     start: int = 0
+    summed: Matrix | None = None  # what the simulated cells summed up
 
     @property
     def result(self) -> Matrix:
@@ -188,6 +189,8 @@ def _enter(port: dict[tuple[int, int], Value], cell: tuple[int, int], value: Val
 def _check(folds: list[Fold], results: list[Matrix]) -> None:
     if not all(np.array_equal(fold.result, found) for fold, found in zip(folds, results, strict=True)):
         raise Clash
+    for fold, found in zip(folds, results, strict=True):
+        fold.summed = found
 
 
 def folds_of(unit: SystolicArray, a: Matrix, b: Matrix) -> list[tuple[Fold, tuple[slice, slice]]]:
@@ -243,6 +246,18 @@ def brute_force(unit: SystolicArray, folds: Iterable[Fold]) -> int:
     return end
 
 
+def simulated(unit: SystolicArray, a: Matrix, b: Matrix) -> tuple[int, Matrix]:
+    """Cycles, and the product that the cells summed up."""
+    folds = folds_of(unit, a, b)
+    cycles = brute_force(unit, (fold for fold, _ in folds))
+    m, n = a.shape[0], b.shape[1]
+    product = np.zeros((n, m) if unit.dataflow == IS else (m, n), np.int64)
+    for fold, place in folds:
+        assert fold.summed is not None
+        product[place] += fold.summed
+    return cycles, product.T if unit.dataflow == IS else product
+
+
 SMALL = st.integers(1, 7)
 ARRAYS = st.builds(array, st.integers(1, 4), st.integers(1, 4), st.sampled_from(DATAFLOWS), st.booleans())
 
@@ -254,12 +269,25 @@ def test_equal_to_an_array_simulated_cell_by_cell_whose_product_is_right(
 ) -> None:
     random = np.random.default_rng(m + 10 * n + 100 * k)
     a, b = random.integers(1, 1000, (m, k)), random.integers(1, 1000, (k, n))
-    folds = folds_of(unit, a, b)
-    assert unit.cycles(m, n, k) == brute_force(unit, (fold for fold, _ in folds))
-    product = np.zeros((n, m) if unit.dataflow == IS else (m, n), np.int64)
-    for fold, place in folds:
-        product[place] += fold.result
-    assert np.array_equal(product.T if unit.dataflow == IS else product, a @ b)
+    cycles, product = simulated(unit, a, b)
+    assert unit.cycles(m, n, k) == cycles
+    assert np.array_equal(product, a @ b)
+
+
+@pytest.mark.parametrize("double_buffering", [False, True])
+@pytest.mark.parametrize("dataflow", DATAFLOWS)
+@pytest.mark.parametrize("shape", [(5, 7, 6), (3, 3, 7), (7, 2, 5), (1, 7, 1), (6, 1, 9), (4, 6, 3)])
+def test_products_on_ragged_edges_are_those_of_numpy(
+    shape: tuple[int, int, int], dataflow: str, double_buffering: bool
+) -> None:
+    """3 x 2 cells: m, n and k leave a rest in most folds; what the cells sum up is the product, in that many cycles."""
+    m, n, k = shape
+    unit = array(3, 2, dataflow, double_buffering)
+    random = np.random.default_rng(7)
+    a, b = random.integers(-50, 50, (m, k)), random.integers(-50, 50, (k, n))
+    cycles, product = simulated(unit, a, b)
+    assert np.array_equal(product, a @ b)
+    assert unit.cycles(m, n, k) == cycles
 
 
 @given(ARRAYS, st.integers(2, 4), SMALL, SMALL, SMALL)
