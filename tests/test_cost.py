@@ -64,6 +64,13 @@ def test_a_row_of_kernels_csv_is_answered_whatever_it_was_measured_to_be() -> No
     assert "cycles" not in found
 
 
+def test_a_product_with_sparse_weights_is_a_column() -> None:
+    row = {"op": "gemm", "accelerator": "h100-sxm-80gb", "m": 8192, "n": 8192, "k": 8192}
+    dense, sparse = answer(row, {}), answer({**row, "sparsity": "2:4"}, {})
+    assert sparse["flops"] == dense["flops"] / 2
+    assert 1.7 < dense["time_us"] / sparse["time_us"] <= 2
+
+
 def test_cycles_of_a_systolic_array_are_answered() -> None:
     assert answer({"op": "gemm", "accelerator": SCALE_SIM, "m": 1024, "n": 1024, "k": 1024}, {})["cycles"] == 1_112_064
 
@@ -101,6 +108,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"op": "gemm", "m": True, "n": 8, "k": 8}, "m: True must be a whole number"),
     ({"op": "gemm", "m": 8, "n": 8, "k": 8, "dtype": "fp17"}, "number format 'fp17' is not known"),
     ({"op": "gemm", "m": 8, "n": 8, "k": 8, "layout": "XY"}, "layout: 'XY' is not one of TN, NN, NT"),
+    ({"op": "gemm", "m": 8, "n": 8, "k": 8, "sparsity": "1:4"}, "sparsity: '1:4' is not one of dense, 2:4"),
     ({"op": "gemm", "m": 8, "n": 8, "k": 8, "mm": 8}, "'mm' is not a known column"),
     ({"op": "attention_fwd", "heads": 8, "kv_heads": 3, "head_dim": 64, "seq": 64}, "kv_heads: 3 must divide heads, 8"),
     ({"op": "attention_fwd", "heads": 8, "head_dim": 64, "seq": 64, "causal": 2}, "causal: 2 must be true or false"),

@@ -36,7 +36,7 @@ IMPLEMENTATIONS = {
 UNFUSED = "unfused"
 # Columns: what each family of ops reads, and what says where a row came from or what was measured.
 _READS = {
-    "gemm": ("dtype", "output_dtype", "b", "m", "n", "k", "layout"),
+    "gemm": ("dtype", "output_dtype", "b", "m", "n", "k", "layout", "sparsity"),
     "attention": ("dtype", "b", "heads", "kv_heads", "head_dim", "value_dim", "seq", "causal", "algorithm"),
     "pass": ("dtype", "b", "m", "n"),
     "collective": ("bytes", "devices", "devices_per_node"),
@@ -104,12 +104,15 @@ def _gemm(row: Mapping[str, Any]) -> Gemm:
     layout = str(row.get("layout") or "TN")
     if layout not in ("TN", "NN", "NT"):
         raise InputError(f"layout: {layout!r:.80} is not one of TN, NN, NT")
+    sparsity = str(row.get("sparsity") or "dense")
+    if sparsity not in ("dense", "2:4"):
+        raise InputError(f"sparsity: {sparsity!r:.80} is not one of dense, 2:4")
     m, n, k = (whole(row, key) for key in ("m", "n", "k"))
     batch = whole(row, "b", 1)
     noted = re.search(r"out=(\w+)", note)
     output = str(row.get("output_dtype") or (noted[1] if noted else dtype))
     added = bytes_of(output) * batch * m * n if "accumulate=True" in note else 0.0
-    return Gemm(m, n, k, batch, dtype, output, layout, added)  # type: ignore[arg-type]
+    return Gemm(m, n, k, batch, dtype, output, layout, added, sparsity)  # type: ignore[arg-type]
 
 
 def _attention(row: Mapping[str, Any], algorithm: str, phase: Phase) -> Attention:
