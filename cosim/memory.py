@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +47,7 @@ def memory_over_time(
     peak = int(np.argmax(total))
     points = np.union1d(_for_drawing(time_ps, total), [0, peak])
     drawn = np.empty((len(CATEGORIES), len(points) + 1))
-    for place in range(len(CATEGORIES)):
-        level = np.concatenate([[0], np.cumsum(np.where(events.place == place, events.delta_bytes, 0))])
-        drawn[place, :-1] = base[place] + level[points]
+    drawn[:, :-1] = base[:, None] + held(events.place, events.delta_bytes, len(CATEGORIES), points)
     drawn[:, -1] = drawn[:, -2]
     until_ps = max(timeline.makespan_ps, int(time_ps[-1]))
     curve = MemoryCurve(
@@ -60,6 +59,16 @@ def memory_over_time(
     )
     at_peak = drawn[:, int(np.searchsorted(points, peak))]
     return curve, dict(zip(CATEGORIES, at_peak.tolist(), strict=True))
+
+
+def held(
+    place: NDArray[Any], delta_bytes: NDArray[np.int64], places: int, points: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Bytes (places, points) that the changes before each point have left; point 0 is before the first."""
+    levels = np.empty((places, len(points)), dtype=np.int64)
+    for number in range(places):
+        levels[number] = np.concatenate([[0], np.cumsum(np.where(place == number, delta_bytes, 0))])[points]
+    return levels
 
 
 def check_periodic(program: Program, timeline: Timeline, device: int, resident: Mapping[Category, float]) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosim.graph import Category, OpGraph, Phase
+from cosim.memory import held
 from cosim.trace import TraceOptions, trace
 from cosim.trace.step import Progress
 from hwmodels.units import InputError
@@ -157,18 +158,32 @@ def case(name: str, model: Model, options: TraceOptions) -> Case:
 
 def predicted(graph: OpGraph) -> Peak:
     """The peak of a traced step: parameters, optimizer state and inputs are there from the beginning."""
-    count = len(graph)
-    change = np.zeros((len(Category), count + 1), dtype=np.int64)
-    np.add.at(change, (graph.storage_category, np.maximum(graph.storage_alloc, 0)), graph.storage_bytes)
-    np.add.at(change, (graph.storage_category, np.minimum(graph.storage_free + 1, count)), -graph.storage_bytes)
-    alive = np.cumsum(change, axis=1)[:, :count]
-    total = alive.sum(axis=0)
-    peak = int(total.argmax())
-    return Peak(
-        int(total[peak]),
-        {category: int(alive[category, peak]) for category in CATEGORIES},
-        {phase: int(total[graph.op_phase == phase].max()) for phase in PHASES},
-    )
+    op = np.concatenate([np.maximum(graph.storage_alloc, 0), graph.storage_free + 1])
+    category, size = graph.storage_category, graph.storage_bytes
+    begins = {phase: np.flatnonzero(graph.op_phase == phase) for phase in PHASES}
+    spans = {phase: (int(ops[0]), int(ops[-1]) + 1) for phase, ops in begins.items()}
+    return _highest(op, np.concatenate([category, category]), np.concatenate([size, -size]), spans)
+
+
+def _highest(
+    moment: NDArray[np.int64],
+    category: NDArray[Any],
+    delta_bytes: NDArray[np.int64],
+    spans: Mapping[Phase, tuple[int, int]],
+) -> Peak:
+    """The peak within the phases, each from its first moment to before its second; at one moment, frees come first."""
+    order = np.lexsort((delta_bytes, moment))
+    moment, category, delta_bytes = moment[order], category[order], delta_bytes[order]
+    total = np.concatenate([[0], np.cumsum(delta_bytes)])
+    phases, when = {}, {}
+    for phase, (first, last) in spans.items():
+        # what is there as the phase begins, and after each of its changes
+        start, stop = np.searchsorted(moment, [first, last]).tolist()
+        when[phase] = start + int(total[start : stop + 1].argmax())
+        phases[phase] = int(total[when[phase]])
+    peak = max(phases, key=lambda phase: phases[phase])
+    at_peak = held(category, delta_bytes, len(Category), np.array([when[peak]]))[:, 0]
+    return Peak(phases[peak], {name: int(at_peak[name]) for name in CATEGORIES}, phases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +200,9 @@ class _Allocations:
 def _peak(rows: _Allocations, marks: Mapping[Phase, tuple[int, int]], inside: bool = False) -> Peak:
     """The peak between the beginning of forward and the end of the optimizer."""
     kept = np.flatnonzero(~rows.inside | inside)
-    size, start, end = rows.size[kept], rows.start[kept], rows.end[kept]
-    time = np.concatenate([start, end])
-    order = np.argsort(time, kind="stable")
-    time, total = time[order], np.cumsum(np.concatenate([size, -size])[order])
-    phases, when = {}, {}
-    for phase, (first, last) in marks.items():
-        within = np.flatnonzero((time >= first) & (time < last))
-        highest = within[total[within].argmax()]
-        phases[phase], when[phase] = int(total[highest]), time[highest]
-    peak = max(phases, key=lambda phase: phases[phase])
-    alive = (start <= when[peak]) & (end > when[peak])
-    held = np.bincount(rows.category[kept][alive], weights=size[alive], minlength=len(Category)).astype(np.int64)
-    return Peak(phases[peak], {category: int(held[category]) for category in CATEGORIES}, phases)
+    size, category = rows.size[kept], rows.category[kept]
+    time = np.concatenate([rows.start[kept], rows.end[kept]])
+    return _highest(time, np.concatenate([category, category]), np.concatenate([size, -size]), marks)
 
 
 def _run(model: Model, options: TraceOptions) -> tuple[_Allocations, dict[Phase, tuple[int, int]]]:
