@@ -29,7 +29,9 @@ class Played:
     """A played step with all that led to it."""
 
     spec: RunSpec
-    graph: OpGraph
+    whole: OpGraph  # of one replica, before it was cut
+    model_flops: NDArray[np.float64]  # of its ops
+    graph: OpGraph  # of one rank
     plan: DataParallelPlan
     prices: Prices
     program: Program

@@ -12,10 +12,14 @@ from cosim import engine, stacks, trace
 from cosim.graph import OpGraph
 from cosim.mapping import data_parallel as mapping
 from cosim.mapping.builder import LONGEST_S, too_long
+from cosim.mapping.collectives import with_collectives
 from cosim.mapping.pricing import Kernels, Prices, attention_algorithm, price
 from cosim.mapping.rank import interference
 from cosim.mapping.segments import segments
 from cosim.parallel import data_parallel
+from cosim.parallel.groups import Groups, groups
+from cosim.parallel.layout import Sharding
+from cosim.parallel.sharding import shard
 from cosim.played import Played
 from cosim.remedies import remedy
 from cosim.result import Result
@@ -60,14 +64,17 @@ def _played(spec: RunSpec, progress: Progress | None) -> Played:
     """The step of `spec`, traced, priced, mapped and played."""
     accelerator, cluster = _machine(spec)
     stack, formats, attention = _software(spec, accelerator)
-    graph = step_graph(spec, formats, stack, attention, progress)
-    state = optimizers.state_bytes(graph)
+    whole = step_graph(spec, formats, stack, attention, progress)
+    state = optimizers.state_bytes(whole)
     zero = spec.parallel.zero or 0
-    graph, update = optimizers.shard_update(graph, spec.training.optimizer, zero, spec.data_parallel)
+    sharding = sharding_of(spec, stack)
+    ranks = groups(sharding, spec.data_parallel, spec.parallel.pipeline, cluster.domain)
+    with about("parallel"):
+        graph = shard(whole, sharding)
+    graph, update = optimizers.shard_update(graph, spec.training.optimizer, zero, ranks.data.size)
     plan = data_parallel.plan(
         graph,
-        degree=spec.data_parallel,
-        per_node=cluster.domain,
+        group=ranks.data,
         zero=zero,
         formats=formats.step_formats(state),
         overlap_gradients=spec.parallel.overlap.gradients is not False,
@@ -82,7 +89,23 @@ def _played(spec: RunSpec, progress: Progress | None) -> Played:
         optimizer_shards=plan.optimizer_shards,
         stack=stack,
     )
-    return _play(spec, graph, plan, kernels, formats, accelerator, cluster)
+    return _play(spec, whole, graph, plan, ranks, kernels, formats, accelerator, cluster)
+
+
+def sharding_of(spec: RunSpec, stack: Stack) -> Sharding:
+    """How one replica of `spec` is cut; what the run file leaves open is as the stack does it."""
+    parallel = spec.parallel
+    sequence = stack.sequence_parallel if parallel.sequence is None else parallel.sequence
+    return Sharding(
+        tensor=parallel.tensor,
+        sequence=sequence and parallel.tensor > 1,
+        context=parallel.context,
+        context_by=parallel.context_by,
+        expert=parallel.expert,
+        expert_tensor=parallel.expert_tensor,
+        imbalance=parallel.expert_imbalance,
+        vocabulary_multiple=stack.vocabulary_multiple if parallel.tensor > 1 else 1,
+    )
 
 
 def trace_step(spec: RunSpec, progress: Progress | None = None, frontend: str = "eager") -> OpGraph:
@@ -118,8 +141,10 @@ def _software(spec: RunSpec, accelerator: Accelerator) -> tuple[Stack, Precision
 
 def _play(
     spec: RunSpec,
+    whole: OpGraph,
     graph: OpGraph,
     plan: data_parallel.DataParallelPlan,
+    ranks: Groups,
     kernels: Kernels,
     formats: Precision,
     accelerator: Accelerator,
@@ -129,9 +154,13 @@ def _play(
     micro_steps = min(spec.micro_steps, MICRO_STEPS_PLAYED)
     held, stack = interference(plan, cluster), kernels.stack
     chip = accelerator
+    model_flops = price(whole, accelerator, kernels).flops
     for clock_round in range(1, CLOCK_ROUNDS + 1):
         with about("system.accelerator"):
             prices = price(graph, chip, kernels)
+        with about("system.network"):
+            prices = with_collectives(graph, prices, ranks, cluster, bool(spec.parallel.overlap.tensor))
+        with about("system.accelerator"):
             _check_length(graph, prices, micro_steps)
         parts = segments(graph, prices, stack, held, kernels.optimizer_shards, bool(spec.training.compile))
         with about("system.network"):
@@ -139,6 +168,8 @@ def _play(
         timeline = engine.play(program)
         played = Played(
             spec=spec,
+            whole=whole,
+            model_flops=model_flops,
             graph=graph,
             plan=plan,
             prices=prices,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cosim.engine.program import PICOSECONDS_PER_S
 from cosim.graph import Category, OpGraph, OpKind, Phase
 from cosim.memory import memory_over_time
+from cosim.parallel.communication import COLLECTIVE
 from cosim.played import Played
 from cosim.result import Calibration, Detail, MemoryCurve, OpRow, Result, Roofline, TimeBreakdown, TracedStep
 from cosim.spec import RunSpec
@@ -88,13 +89,13 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
 
 def _flops(played: Played) -> tuple[float, float]:
     """FLOPs per step of all devices: the model's (no recomputation), and with recomputation."""
-    graph = played.graph
+    graph = played.whole
     per_kind = np.array([_models_share(graph, kind) for kind in graph.kinds])
     share = per_kind[graph.op_kind] * np.where(_half_masked(graph), 0.5, 1.0)
-    flops = played.prices.flops * share * played.occurrences
+    flops = played.model_flops * share * played.spec.micro_steps
     model = np.isin(graph.op_phase, [Phase.FORWARD, Phase.BACKWARD])
     again = graph.op_phase == Phase.RECOMPUTE
-    replicas = played.plan.degree
+    replicas = played.spec.data_parallel
     return float(flops[model].sum()) * replicas, float(flops[model | again].sum()) * replicas
 
 
@@ -157,12 +158,16 @@ def _time_breakdown(played: Played) -> TimeBreakdown:
     time = played.prices.time_s * played.occurrences
     compute: dict[str, float] = {}
     by_kind = np.bincount(graph.op_kind, weights=np.where(in_optimizer, 0.0, time), minlength=len(classes))
-    for op_class, seconds in zip(classes, by_kind.tolist(), strict=True):
-        if seconds > 0:
+    exposed: dict[str, float] = {}
+    for kind, op_class, seconds in zip(graph.kinds, classes, by_kind.tolist(), strict=True):
+        if seconds > 0 and op_class == COLLECTIVE:
+            name = f"{kind.attribute('group')} {kind.target.removeprefix('cosim.')}"
+            exposed[name] = exposed.get(name, 0.0) + seconds
+        elif seconds > 0:
             compute[op_class] = compute.get(op_class, 0.0) + seconds
     if parts.copies:
         compute["copy"] = compute.get("copy", 0.0) + parts.copies / second
-    exposed = {kind: value / second for kind, value in sorted(parts.waiting.items()) if value}
+    exposed |= {kind: value / second for kind, value in sorted(parts.waiting.items()) if value}
     if parts.interference > 0:
         exposed["interference"] = parts.interference / second
     return {
@@ -374,7 +379,7 @@ def _detail(played: Played, curve: MemoryCurve, capacity: float) -> Detail:
         ),
         device_capacity_bytes=float(capacity),
         model_name=_model_name(played.spec),
-        parameters=played.graph.parameter_count(),
+        parameters=played.whole.parameter_count(),
         micro_steps=played.spec.micro_steps,
         micro_steps_played=played.micro_steps_played,
         traced=TracedStep(

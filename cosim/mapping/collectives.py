@@ -25,7 +25,7 @@ def with_collectives(graph: OpGraph, prices: Prices, groups: Groups, cluster: Cl
     found = communications(graph)
     if not found:
         return prices
-    limited_by = (*prices.limited_by, LIMIT)
+    distinct: dict[tuple[int, float], int] = {}
     columns = {
         name: getattr(prices, name).copy()
         for name in ("time_s", "hbm_bytes", "energy_j", "core_share", "memory_share", "kernels", "limit")
@@ -51,8 +51,9 @@ def with_collectives(graph: OpGraph, prices: Prices, groups: Groups, cluster: Cl
         columns["core_share"][sent.op] = cost.core_share
         columns["memory_share"][sent.op] = cost.memory_share
         columns["kernels"][sent.op] = 1
-        columns["limit"][sent.op] = len(prices.limited_by)
-    return dataclasses.replace(prices, limited_by=limited_by, **columns)
+        known = distinct.setdefault((int(graph.op_kind[sent.op]), time), len(distinct))
+        columns["limit"][sent.op] = len(prices.limited_by) + known
+    return dataclasses.replace(prices, limited_by=(*prices.limited_by, *(LIMIT for _ in distinct)), **columns)
 
 
 def _neighbours(graph: OpGraph, found: tuple[Communication, ...]) -> dict[int, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosim.graph import OpGraph, OpKind, Phase
+from cosim.parallel.communication import COLLECTIVE
 from cosim.stacks.stack import Stack
 from cosim.techniques.optimizers import whole_ops
 from cosim.trace.vocabulary import (
@@ -123,7 +124,7 @@ def _hbm(cost: Cost) -> float:
 
 def works_of(graph: OpGraph, kind: OpKind, kernels: Kernels, shards: int = 1) -> list[Gemm | Attention | Pass]:
     """The kernels that run an op of this kind, in order; `shards` divides an update that is spread over ranks."""
-    if kind.op_class == "view":
+    if kind.op_class in ("view", COLLECTIVE):  # collectives: see cosim.mapping.collectives
         return []
     if kind.op_class == "matmul":
         product = gemm(graph, kind, kernels.fp32_matmul)
@@ -169,6 +170,9 @@ def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Att
     itemsize = float(graph.specs[kind.inputs[backward]].itemsize)
     stack = kernels.stack
     repeated = stack.repeat_kv and kv_heads < heads
+    causal = bool(kind.attribute("causal", False))
+    if causal and _sees_more(graph, kind, backward):
+        causal, seq_k = False, max(1, seq_k // 2)
     kernel = Attention(
         algorithm=kernels.attention,
         phase="backward" if backward else "forward",
@@ -178,7 +182,7 @@ def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Att
         seq_q=seq_q,
         seq_k=seq_k,
         head_dim=head_dim,
-        causal=bool(kind.attribute("causal", False)),
+        causal=causal,
         format=element,
         dropout=float(kind.attribute("dropout", 0.0)) > 0,
         bias=len(kind.inputs) > (7 if backward else 3),
@@ -194,6 +198,14 @@ def attention(graph: OpGraph, kind: OpKind, kernels: Kernels) -> list[Gemm | Att
             size = itemsize * batch * heads * seq_q * width
             works.append(Pass(size, size, kind="gather"))
     return works
+
+
+def _sees_more(graph: OpGraph, kind: OpKind, backward: bool) -> bool:
+    """Whether queries are a part of the sequence that keys have whole: a context-parallel rank's, which is given an
+    early and a late part of it, so that it sees half of the keys without a mask (zigzag: Llama 3, arXiv 2407.21783).
+    """
+    queries, keys = (graph.specs[spec].dims[2] for spec in kind.inputs[backward : backward + 2])
+    return queries != keys and "context_sequence" in keys
 
 
 def memory_pass(graph: OpGraph, kind: OpKind, shards: int = 1) -> Pass:

@@ -34,7 +34,7 @@ def interference(plan: DataParallelPlan, cluster: Cluster) -> Interference:
     """
     if plan.degree == 1:
         return Interference(0.0, 0.0)
-    cost = cluster.collective("all_gather", _TYPICAL_BYTES, plan.degree, plan.per_node)
+    cost = cluster.collective_cost(plan.group.collective("all_gather", _TYPICAL_BYTES))
     return Interference(cost.core_share, cost.memory_share)
 
 
@@ -53,7 +53,7 @@ class Rank:
         streams += tuple(Stream(name, 0, "communication") for name in names)
         tiers: dict[str, float] = {}
         if plan.degree > 1:
-            tiers = cluster.collective("all_gather", _TYPICAL_BYTES, plan.degree, plan.per_node).bandwidth
+            tiers = cluster.collective_cost(plan.group.collective("all_gather", _TYPICAL_BYTES)).bandwidth
         self._tier = {name: 2 + i for i, name in enumerate(tiers)}
         links = tuple(Resource(f"{name} link", rate) for name, rate in tiers.items())
         self._builder = ProgramBuilder(streams, (Resource("cores", 1.0), Resource("memory bandwidth", 1.0), *links))
@@ -172,7 +172,7 @@ class Rank:
         profile: MemoryProfile | None = None,
     ) -> int:
         """A collective over the data-parallel group, on the gathering or the reducing stream."""
-        cost = self.cluster.collective(kind, size_bytes, self.plan.degree, self.plan.per_node)
+        cost = self.cluster.collective_cost(self.plan.group.collective(kind, size_bytes))
         where = f"block {layer}" if layer >= 0 else "outside blocks"
         what = f"one {kind.replace('_', '-')} over {self.plan.degree} devices"
         row = self._builder.add(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cosim.graph import Category, OpGraph, Phase
+from cosim.parallel.groups import Group
 from cosim.techniques.optimizers import NO_TRAFFIC, UpdateTraffic
 from cosim.techniques.precision import StepFormats
 
@@ -44,8 +45,7 @@ class Bucket:
 class DataParallelPlan:
     """One rank's part: every rank does the same."""
 
-    degree: int
-    per_node: int  # members of the group on one fast fabric
+    group: Group  # the ranks that hold the same parameters
     zero: int
     formats: StepFormats
     units: tuple[Unit, ...]  # forward order, the root first
@@ -54,6 +54,11 @@ class DataParallelPlan:
     overlap_parameters: bool
     update: UpdateTraffic = NO_TRAFFIC  # what the update sends besides gradients and parameters
     buffer_bytes: int = 0  # of the module's buffers, which every rank holds whole
+
+    @property
+    def degree(self) -> int:
+        """Ranks that hold the same parameters."""
+        return self.group.size
 
     @property
     def elements(self) -> int:
@@ -91,8 +96,7 @@ class DataParallelPlan:
 def plan(
     graph: OpGraph,
     *,
-    degree: int,
-    per_node: int,
+    group: Group,
     zero: int,
     formats: StepFormats,
     overlap_gradients: bool,
@@ -101,13 +105,11 @@ def plan(
     first_bucket_bytes: int,
     update: UpdateTraffic = NO_TRAFFIC,
 ) -> DataParallelPlan:
-    """The plan of one rank for `degree` replicas, `per_node` of them on one fast fabric."""
+    """The plan of one rank that shares its parameters with the others of `group`."""
     units = _units(graph)
     buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
     overlap = (overlap_gradients, overlap_parameters)
-    return DataParallelPlan(
-        degree, min(per_node, degree), zero, formats, units, buckets, *overlap, update, _buffer_bytes(graph)
-    )
+    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, _buffer_bytes(graph))
 
 
 def _buffer_bytes(graph: OpGraph) -> int:

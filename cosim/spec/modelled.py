@@ -15,11 +15,7 @@ _NONE = (None,)
 MODELLED: Mapping[str, tuple[object, ...]] = {
     "workload.task": ("pretrain",),
     "system.anchor": _NONE,
-    "parallel.tensor": _ONE,
     "parallel.pipeline": _ONE,
-    "parallel.context": _ONE,
-    "parallel.expert": _ONE,
-    "parallel.expert_tensor": _ONE,
     "parallel.hybrid_shard": (False,),
     "parallel.schedule": _NONE,
     "parallel.virtual_stages": _ONE,

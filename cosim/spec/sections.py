@@ -269,8 +269,19 @@ class ParallelSpec(Section):
     sequence: Annotated[
         bool | None, Field(description="Sequence parallelism between tensor-parallel regions; default: framework's")
     ] = None
+    context_by: Annotated[
+        Literal["ring", "all_gather", "all_to_all"],
+        Field(
+            description="How attention sees what context parallelism divides: keys and values around a ring or "
+            "gathered at once, or the sequence exchanged for heads"
+        ),
+    ] = "ring"
+    expert_imbalance: Annotated[
+        float, Field(ge=1, le=1000, description="Tokens of the busiest rank's experts over the mean of all ranks")
+    ] = 1.0
     schedule: Annotated[
-        Literal["gpipe", "1f1b", "interleaved-1f1b", "zero-bubble"] | None, Field(description="Pipeline schedule")
+        Literal["gpipe", "1f1b", "interleaved-1f1b", "zb-h1", "zb-h2", "zb-v", "dualpipe-v"] | None,
+        Field(description="Pipeline schedule; default: 1f1b, or interleaved-1f1b with virtual_stages"),
     ] = None
     virtual_stages: Annotated[Count, Field(description="Stages per pipeline rank (interleaving)")] = 1
     stage_layers: Annotated[

@@ -113,6 +113,11 @@ class Stack:
     first_bucket_bytes: int = _bytes(2**20)
     bucket_views: bool = False  # false: buckets are copies, filled before and read back after the reduction
 
+    # Tensor parallelism
+    sequence_parallel: bool = False  # what a run does that leaves parallel.sequence out
+    vocabulary_multiple: int = field(default=1, metadata={"least": 1})  # a tensor-parallel rank's part of the
+    #                                                                     vocabulary is padded to a multiple of it
+
     # Optimizer step
     optimizer_kernel: Literal["fused", "foreach", "per_parameter"] = "foreach"  # one kernel; one per pass over all
     #                               parameters, with one temporary as large as them; one per pass and parameter

@@ -90,7 +90,10 @@ RUN_FILES: dict[str, tuple[str | bytes, str]] = {
         RUN + "training: {precision: bf17}\n",
         "'bf17' is not allowed; did you mean 'bf16'? allowed:",
     ),
-    "not modelled yet": (RUN + "parallel: {tensor: 2}\n", "parallel.tensor: 2 is not modelled yet; modelled today: 1"),
+    "not modelled yet": (
+        RUN + "parallel: {hybrid_shard: true}\n",
+        "parallel.hybrid_shard: true is not modelled yet; modelled today: false",
+    ),
     "a stage too many": (RUN + "parallel: {zero: 4}\n", "parallel.zero: 4 must be at most 3"),
     "recompute of no block": (RUN + "training: {recompute: {every: 0}}\n", "recompute.every: 0 must be at least 1"),
     "techniques that are no list": (RUN + "training: {techniques: {lora: {}}}\n", "a mapping must be a list"),

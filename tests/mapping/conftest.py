@@ -16,6 +16,7 @@ from cosim.mapping.pricing import Kernels, price
 from cosim.mapping.rank import interference
 from cosim.mapping.segments import Segment, segments
 from cosim.parallel.data_parallel import DataParallelPlan, plan
+from cosim.parallel.groups import group
 from cosim.stacks.stack import Stack
 from cosim.techniques.fusion import fuse
 from cosim.techniques.precision import StepFormats
@@ -107,8 +108,7 @@ def _step(
     cluster = Cluster.build(chip, max(degree, 1), per_node)
     made = plan(
         graph,
-        degree=degree,
-        per_node=cluster.domain,
+        group=group(degree, 1, cluster.domain, max(degree, 1)),
         zero=zero,
         formats=formats,
         overlap_gradients=overlap,

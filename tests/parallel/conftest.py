@@ -7,6 +7,7 @@ import pytest
 
 from cosim.graph import OpGraph
 from cosim.parallel.data_parallel import DataParallelPlan, plan
+from cosim.parallel.groups import group
 from cosim.techniques.precision import StepFormats
 from cosim.trace import TraceOptions, trace
 from workloads.model import from_dimensions
@@ -34,8 +35,6 @@ def planned() -> Callable[..., DataParallelPlan]:
 
     def make(name: str, **changes: object) -> DataParallelPlan:
         defaults = {
-            "degree": 8,
-            "per_node": 8,
             "zero": 0,
             "formats": MASTERS,
             "overlap_gradients": True,
@@ -43,6 +42,8 @@ def planned() -> Callable[..., DataParallelPlan]:
             "bucket_bytes": 25 * 2**20,
             "first_bucket_bytes": 2**20,
         }
-        return plan(_trace(name), **{**defaults, **changes})  # type: ignore[arg-type]
+        degree = int(changes.pop("degree", 8))  # type: ignore[call-overload]
+        ranks = group(degree, 1, 8, degree)
+        return plan(_trace(name), group=ranks, **{**defaults, **changes})  # type: ignore[arg-type]
 
     return make

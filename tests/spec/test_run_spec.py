@@ -173,7 +173,6 @@ NOT_MODELLED = {
     "training.framework=megatron-lm": "pytorch, composer, torchtitan",
     "training.techniques=[lora]": "[]",
     "training.techniques=[{lora: {rank: 8}}]": "[]",
-    "parallel.tensor=2": "1",
     "parallel.pipeline=2": "1",
     "parallel.schedule=1f1b": "leaving it out",
     "parallel.stage_layers=[16, 16]": "leaving it out",
