@@ -61,10 +61,11 @@ def gemm(
     b: Batch = 1,
     dtype: Dtype = "bf16",
     layout: Annotated[str, typer.Option("--layout", help="TN (forward), NN (dgrad) or NT (wgrad).")] = "TN",
+    sparsity: Annotated[str, typer.Option("--sparsity", help="Of the weights: dense or 2:4.")] = "dense",
     as_json: AsJson = False,
 ) -> None:
     """A matrix product."""
-    _print(context, as_json, op="gemm", b=b, m=m, n=n, k=k, dtype=dtype, layout=layout)
+    _print(context, as_json, op="gemm", b=b, m=m, n=n, k=k, dtype=dtype, layout=layout, sparsity=sparsity)
 
 
 @cost.command()
