@@ -11,7 +11,7 @@ from hwmodels.catalog import load_raw, names
 from hwmodels.energies import per_byte_j, per_flop_j, per_lane_flop_j
 from hwmodels.interconnect.links import Link
 from hwmodels.matrix_units import systolic_array
-from hwmodels.matrix_units.attention import ALGORITHMS, DEFAULTS, AttentionConstants, attention_cost
+from hwmodels.matrix_units.attention import ALGORITHMS, AttentionConstants, attention_cost, defaults
 from hwmodels.matrix_units.systolic_array import SystolicArray
 from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.matrix_units.unit import MatrixUnit
@@ -229,7 +229,8 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
         links=root.part(lambda: _links(links, sent), links.present),
         power=root.part(lambda: _power(root, process, matrix, vector, levels)),
         attention=_attention_constants(
-            calibration.section("attention"), systolic_array.KERNELS if systolic else DEFAULTS
+            calibration.section("attention"),
+            systolic_array.KERNELS if systolic else defaults(root.text("architecture", "")),
         ),
         passes=PassConstants.read(calibration.section("pass"), WIDE_VECTOR_PASSES if systolic else SIMT_PASSES),
         price_usd_per_s=price.quantity("device_hour", "money_rate", 0.0, zero=True),

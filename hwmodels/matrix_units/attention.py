@@ -96,6 +96,20 @@ DEFAULTS = {
     "flash-2": AttentionConstants(0.60, 0.52),
     "flash-triton": AttentionConstants(0.40, 0.35),
 }
+# Kernels that only some generations have: FlashAttention-3 needs Hopper's asynchronous copies and warp-group products
+# and is published at 0.75 of an H100's peak forward (arXiv 2407.08608, abstract); cuDNN's fused attention starts with
+# Ampere, where it does as FlashAttention-2 (assumed), and follows FlashAttention-3 later.
+_BY_ARCHITECTURE = {
+    "ampere": {"cudnn": DEFAULTS["flash-2"]},
+    "ada": {"cudnn": DEFAULTS["flash-2"]},
+    "hopper": {"flash-3": AttentionConstants(0.75, 0.55), "cudnn": AttentionConstants(0.75, 0.55)},
+    "blackwell": {"cudnn": AttentionConstants(0.75, 0.55)},
+}
+
+
+def defaults(architecture: str) -> dict[str, AttentionConstants]:
+    """The attention kernels of a GPU generation, with the family's constants."""
+    return {**DEFAULTS, **_BY_ARCHITECTURE.get(architecture, {})}
 
 
 def attention_cost(
