@@ -41,7 +41,7 @@ def works() -> Iterator[Gemm | Attention | Pass]:
         for phase in ("forward", "backward"):
             for head in (64, 128, 256):
                 for causal in (False, True):
-                    yield Attention(algorithm, phase, 2, 16, 4, 2048, 2048, head, causal)  # type: ignore[arg-type]
+                    yield Attention(algorithm, phase, 2, 16, 4, 2048, 2048, head, causal)
     for kind in ("stream", "row", "gather", "transpose"):
         for size in (1e5, 1e9):
             for operations in ({}, {"vector_ops": 8 * size}, {"special_ops": 8 * size}):
@@ -72,7 +72,7 @@ def answers(chip: Accelerator) -> Iterator[Any]:
             members, near = (2, min(2, per_node)) if kind == "send_recv" else (devices, per_node)
             for size in (1e4, 1e9):
                 try:
-                    found = cluster.collective_cost(Collective(kind, size, members, near))  # type: ignore[arg-type]
+                    found = cluster.collective_cost(Collective(kind, size, members, near))
                 except InputError:
                     found = None
                 yield found and (found.time_s, found.energy_j, found.core_share)
