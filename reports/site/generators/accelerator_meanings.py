@@ -97,6 +97,7 @@ MEANINGS: Mapping[str, str] = {
     "calibration.pass.fixed_time": "fixed time of a pass on the device",
     "calibration.pass.instructions_per_byte": "instructions to load, convert, index and store a byte",
     "calibration.pass.row_instructions_per_byte": "the same in row kernels, which sweep twice and reduce over threads",
+    "calibration.pass.row_cache": "share of the cache that rows in flight fill before a row's later sweeps miss it",
     "calibration.pass.instructions_per_special": "instructions of a special function at library accuracy",
     "calibration.memory.stream": "fraction of HBM bandwidth that pointwise kernels and copies sustain",
     "calibration.memory.row": "that norms, softmax and row reductions sustain",
