@@ -71,10 +71,12 @@ def uncalibrated(graph: OpGraph, accelerator: Accelerator) -> tuple[str, ...]:
         if entry.path.startswith("calibration.gemm.formats.") and entry.kind == "fitted_on"
     }
     formats = {graph.specs[kind.inputs[matmul_operands(kind)[0]]].dtype for kind in graph.kinds if _is_product(kind)}
-    found = sorted(f for f in formats & _NARROW_FORMATS if not fitted & {f, COMPUTES_AS.get(f, f)})
+    narrow = formats & _NARROW_FORMATS
+    rates = {name if FORMATS[name].scaled_by_unit else COMPUTES_AS.get(name, name) for name in narrow}
     return tuple(
         f"{accelerator.name}: no product in {name} was calibrated; its share of peak is derived, or that of 16 bits"
-        for name in found
+        for name in sorted(rates)
+        if not fitted & {name, COMPUTES_AS.get(name, name)}
     )
 
 

@@ -13,7 +13,7 @@ from cosim.mapping.pricing import Kernels, price
 from cosim.simulate import simulate
 from cosim.spec import RunSpec
 from cosim.techniques.fusion import fuse
-from cosim.techniques.quantization import quantize
+from cosim.techniques.quantization import quantize, uncalibrated
 from cosim.techniques.recipes import RECIPES, Recipe, choose
 from cosim.techniques.recompute import recompute
 from cosim.trace import TraceOptions, trace
@@ -307,6 +307,17 @@ def test_switchbacks_gain_is_the_published_one() -> None:
         for precision in ("bf16", "int8")
     )
     assert 1.13 < wide / narrow < 1.25
+
+
+def test_a_format_without_calibrated_products_is_extrapolated(step: OpGraph) -> None:
+    narrow, fitted = quantize(step, DELAYED, False), {"value": 0.9, "fitted_on": "products of this test"}
+    chip = load("h100-sxm-80gb")
+    assert uncalibrated(step, chip) == ()
+    assert [said.partition(";")[0] for said in uncalibrated(narrow, chip)] == [
+        "h100-sxm-80gb: no product in fp8 was calibrated"
+    ]
+    other = load({"base": "h100-sxm-80gb", "set": {"calibration.gemm.formats.fp8": fitted}})
+    assert uncalibrated(narrow, other) == ()
 
 
 # Errors
