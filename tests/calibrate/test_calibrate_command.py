@@ -10,7 +10,7 @@ from cosim.calibrate.accelerator import calibrate
 from cosim.calibrate.rows import in_fitted_half
 from cosim.cli import main
 from hwmodels.accelerator import load
-from hwmodels.catalog import LIBRARY
+from hwmodels.catalog import LIBRARY, load_raw
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Gemm
 
@@ -120,3 +120,18 @@ def test_a_table_that_is_no_text_or_no_file_is_one_sentence(tmp_path: Path) -> N
     for path, sentence in ((tmp_path / "k.csv", "is not a csv file"), (tmp_path / "none.csv", "cannot be read")):
         with pytest.raises(InputError, match=sentence):
             calibrate([path], "a100-sxm-80gb")
+
+
+@pytest.mark.parametrize("name", ["b200-sxm", "v100-sxm2-16gb"])
+def test_the_library_holds_what_the_command_finds(name: str) -> None:
+    """The `calibration:` section of a library file is the command's, constant by constant."""
+    published = Path(__file__).parents[2] / "cosim" / "validate" / "published"
+    found = calibrate([published / "kernels.csv", published / "collectives.csv"], name)
+    kept = load_raw(name)["calibration"]
+    for constant in found.constants:
+        entry = kept
+        for key in constant.path.split("."):
+            entry = entry[key]
+        assert constant.kind in entry or constant.kind == "derived", constant.path
+        value = float(str(entry["value"]).split()[0])
+        assert value == pytest.approx(constant.value, rel=0.02, abs=1e-3), constant.path

@@ -1,8 +1,11 @@
 """The report on published kernels: every row is counted once, halves apart, and errors are those of the prices."""
 
+import json
+
 import pytest
 
 from cosim.calibrate.rows import read_collectives, read_kernels
+from cosim.cli import main
 from cosim.validate.kernels import PUBLISHED, Line, Report, check, kind_of, to_json
 from hwmodels.accelerator import load
 from hwmodels.units import InputError
@@ -68,3 +71,19 @@ def test_a_name_that_no_row_has_is_one_sentence() -> None:
         check("z80")
     with pytest.raises(InputError, match="--op: no published row has 'fft' in its name; there are all_reduce"):
         check("a100", "fft")
+
+
+def test_the_command_prints_a_table_or_json_and_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["validate", "kernels", "--accelerator", "b200", "--op", "gemm 16-bit >="]
+    for extra, status in ((), 0), (("--json", "-"), 0), (("--op", "fft"), 2):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, *extra])
+        assert end.value.code == status
+        said = capsys.readouterr()
+        if status:
+            assert (said.out, said.err.count("\n")) == ("", 1)
+        elif extra:
+            (line,) = json.loads(said.out)["lines"]
+            assert (line["accelerator"], line["bar"], line["source"]) == ("b200-sxm", 0.10, "simumax")
+        else:
+            assert "bars on the other half" in said.out
