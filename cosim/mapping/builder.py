@@ -36,14 +36,24 @@ class ProgramBuilder:
     `depends`.
     """
 
-    streams: tuple[Stream, ...]
-    resources: tuple[Resource, ...]
+    streams: list[Stream] = field(default_factory=list)
+    resources: list[Resource] = field(default_factory=list)
     _labels: dict[Label, int] = field(default_factory=dict)
     _profiles: list[MemoryProfile] = field(default_factory=list)
     _profile_number: dict[int, int] = field(default_factory=dict)
     _rows: list[tuple[int, int, int, int, int, bool, int, int, int, int]] = field(default_factory=list)
     _depends: list[list[int]] = field(default_factory=list)
     _demands: list[list[tuple[int, float]]] = field(default_factory=list)
+
+    def stream(self, stream: Stream) -> int:
+        """Add a stream; answers its number."""
+        self.streams.append(stream)
+        return len(self.streams) - 1
+
+    def resource(self, resource: Resource) -> int:
+        """Add something that tasks share; answers its number."""
+        self.resources.append(resource)
+        return len(self.resources) - 1
 
     def add(
         self,
@@ -99,8 +109,8 @@ class ProgramBuilder:
         flat = [pair for pairs in self._demands for pair in pairs]
         lengths = [len(pairs) for pairs in self._demands]
         return Program(
-            streams=self.streams,
-            resources=self.resources,
+            streams=tuple(self.streams),
+            resources=tuple(self.resources),
             labels=tuple(self._labels),
             profiles=tuple(self._profiles),
             stream=small[:, 0],

@@ -36,13 +36,14 @@ def build_program(
 
     With it, the joules of each task that the graph does not have: collectives, and copies around them.
     """
-    step = _Step(plan, segments, cluster, stack, micro_steps)
+    rank = Rank(plan, cluster, stack)
+    step = RankStep(plan, segments, rank, stack, micro_steps)
     step.fetch_updated_parameters(Phase.FORWARD)
     for micro_step in range(micro_steps):
         step.forward(micro_step)
         step.backward(micro_step)
     step.update()
-    return step.rank.build()
+    return rank.build()
 
 
 @dataclass(slots=True)
@@ -64,14 +65,24 @@ def _chunks(segments: list[Segment], layers: set[int]) -> list[_Chunk]:
     return chunks
 
 
-class _Step:
-    """The step while its program grows."""
+class RankStep:
+    """The step of one rank while its program grows.
+
+    `keeps_gathered`: parameters that were gathered stay until the unit's last backward, as they do where micro-batches
+    come through a pipeline (pytorch/torchtitan parallelize_llama.py, reshard_after_forward=not pp_enabled).
+    """
 
     def __init__(
-        self, plan: DataParallelPlan, segments: list[Segment], cluster: Cluster, stack: Stack, micro_steps: int
+        self,
+        plan: DataParallelPlan,
+        segments: list[Segment],
+        rank: Rank,
+        stack: Stack,
+        micro_steps: int,
+        keeps_gathered: bool = False,
     ) -> None:
         self.plan, self.stack, self.last_micro_step = plan, stack, micro_steps - 1
-        self.rank = Rank(plan, cluster, stack)
+        self.rank, self.keeps_gathered = rank, keeps_gathered
         self.parameters = Gathering(plan, stack, self.rank)
         self.gradients = Gradients(plan, stack, self.rank, micro_steps)
         layers = {unit.layer for unit in plan.units if unit.layer != ROOT}
@@ -104,30 +115,35 @@ class _Step:
             self.rank.synchronise(micro_step, phase)
         here.gather(ROOT, phase, micro_step)
         root = self._ready(ROOT, phase, micro_step)
-        chunks, prefetches = self.forward_chunks, self.stack.forward_prefetch and self.plan.overlap_parameters
-        blocks = [number for number, chunk in enumerate(chunks) if chunk.layer != ROOT]
-        for number, chunk in enumerate(chunks):
-            here.gather(chunk.layer, phase, micro_step)
-            after = [*root, *(self._ready(chunk.layer, phase, micro_step) if chunk.layer != ROOT else [])]
+        for number in range(len(self.forward_chunks)):
+            self.forward_unit(number, micro_step, root)
             root = []
-            if prefetches and number + 1 < len(chunks):
-                here.gather(chunks[number + 1].layer, phase, micro_step)
-            if number == 0 and not self.plan.overlap_gradients:
-                after = [*after, *self.gradients.reductions]
-            keeps = blocks and number == blocks[-1] and not self.stack.reshard_last_block
-            for segment in chunk.segments:
-                gone = None
-                if segment is chunk.segments[-1]:
-                    stays = keeps or chunk.layer == ROOT
-                    gone = here.buffer_goes(chunk.layer) if stays else here.freed(chunk.layer)
-                queued = micro_step == 0 and number == 0 and not self.stack.syncs_each_step
-                self.rank.compute(segment, micro_step, after, joined(segment.profile, gone), queued=queued)
-                after = []
-            here.leave(chunk.layer)
         self.fetched.clear()
         root_goes = here.freed(ROOT) if self.stack.reshard_root else None
         if root_goes is not None:
             self.rank.release(root_goes, micro_step, phase)
+
+    def forward_unit(self, number: int, micro_step: int, waits: list[int | None]) -> None:
+        """The forward segments of one unit, behind the tasks in `waits`."""
+        here, phase, chunks = self.parameters, Phase.FORWARD, self.forward_chunks
+        chunk = chunks[number]
+        here.gather(chunk.layer, phase, micro_step)
+        after = [*waits, *(self._ready(chunk.layer, phase, micro_step) if chunk.layer != ROOT else [])]
+        prefetches = self.stack.forward_prefetch and self.plan.overlap_parameters
+        if prefetches and number + 1 < len(chunks):
+            here.gather(chunks[number + 1].layer, phase, micro_step)
+        if number == 0 and not self.plan.overlap_gradients:
+            after = [*after, *self.gradients.reductions]
+        last = all(later.layer == ROOT for later in chunks[number + 1 :])
+        stays = chunk.layer == ROOT or self.keeps_gathered or (last and not self.stack.reshard_last_block)
+        for segment in chunk.segments:
+            gone = None
+            if segment is chunk.segments[-1]:
+                gone = here.buffer_goes(chunk.layer) if stays else here.freed(chunk.layer)
+            queued = micro_step == 0 and number == 0 and not self.stack.syncs_each_step
+            self.rank.compute(segment, micro_step, after, joined(segment.profile, gone), queued=queued)
+            after = []
+        here.leave(chunk.layer)
 
     def backward(self, micro_step: int) -> None:
         """The backward segments with their recomputation, unit by unit in reverse, and the reductions behind them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +18,8 @@ from hwmodels.cluster import Cluster
 from hwmodels.interconnect.collectives import CollectiveCost
 from hwmodels.work import Pass
 
-HOST, COMPUTE, GATHER, REDUCE = range(4)
-CORES, MEMORY = 0, 1
+COMPUTE = 1
+"""The compute stream of a program of one device."""
 COMMUNICATION_PRIORITY = 1
 _TYPICAL_BYTES = 64 * 2**20  # large enough for the algorithm and link tiers that big collectives use
 _NAMES = {
@@ -41,22 +43,32 @@ def interference(plan: DataParallelPlan, cluster: Cluster) -> Interference:
 class Rank:
     """Adds tasks of one device in the order in which its host issues them; every method answers the task's row."""
 
-    def __init__(self, plan: DataParallelPlan, cluster: Cluster, stack: Stack) -> None:
+    def __init__(
+        self,
+        plan: DataParallelPlan,
+        cluster: Cluster,
+        stack: Stack,
+        builder: ProgramBuilder | None = None,
+        device: int = 0,
+    ) -> None:
         self.plan, self.cluster, self.stack = plan, cluster, stack
         self.held = interference(plan, cluster)
         self.last_compute: int | None = None
         self.moved_j: dict[int, float] = {}  # task -> joules, of those that the graph does not have
-        serialised = stack.collectives_serialised
-        self.reduce_stream = GATHER if serialised else REDUCE
-        names = ("communication",) if serialised else ("all-gather", "reduce")
-        streams: tuple[Stream, ...] = (Stream("host", 0, "host"), Stream("compute", 0, "compute"))
-        streams += tuple(Stream(name, 0, "communication") for name in names)
+        self.builder = builder or ProgramBuilder()
+        self._host = self.builder.stream(Stream("host", device, "host"))
+        self._compute = self.builder.stream(Stream("compute", device, "compute"))
+        names = ("communication",) if stack.collectives_serialised else ("all-gather", "reduce")
+        queues = [self.builder.stream(Stream(name, device, "communication")) for name in names]
+        self._gather, self.reduce_stream = queues[0], queues[-1]
         tiers: dict[str, float] = {}
         if plan.degree > 1:
             tiers = cluster.collective_cost(plan.group.collective("all_gather", _TYPICAL_BYTES)).bandwidth
-        self._tier = {name: 2 + i for i, name in enumerate(tiers)}
-        links = tuple(Resource(f"{name} link", rate) for name, rate in tiers.items())
-        self._builder = ProgramBuilder(streams, (Resource("cores", 1.0), Resource("memory bandwidth", 1.0), *links))
+        self._cores = self.builder.resource(Resource("cores", 1.0))
+        self._memory = self.builder.resource(Resource("memory bandwidth", 1.0))
+        self._tier = {name: self.builder.resource(Resource(f"{name} link", rate)) for name, rate in tiers.items()}
+        self._device = device
+        self._messages: dict[str, int] = {}  # direction -> stream
 
     def compute(
         self,
@@ -77,18 +89,18 @@ class Rank:
         ops = (segment.start, segment.stop)
         label = Label(name, "compute", segment.phase.name.lower(), segment.layer, ops)
         cores = (1.0 - self.held.core_share) * segment.stretch
-        demands = {CORES: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else {}
+        demands = {self._cores: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else {}
         if demands and self.held.contends and segment.memory_share:
-            demands[MEMORY] = segment.memory_share
+            demands[self._memory] = segment.memory_share
         for part in range(parts):
             last = part == parts - 1
-            self.last_compute = self._builder.add(
-                COMPUTE,
+            self.last_compute = self.builder.add(
+                self._compute,
                 _share(segment.work_ps, part, parts),
                 label,
                 depends=after,
                 demands=demands,
-                host=HOST,
+                host=self._host,
                 launch_ps=_share(segment.launch_ps, part, parts),
                 span_ps=segment.work_ps if queued else _share(segment.span_ps, part, parts),
                 synchronises=parts > 1,
@@ -102,12 +114,12 @@ class Rank:
     def synchronise(self, micro_step: int, phase: Phase, after: list[int | None] | None = None) -> None:
         """The host waits until the device has done all that was issued, and the tasks in `after`."""
         label = Label("host waits for the device", "host", phase.name.lower())
-        self._builder.add(
-            COMPUTE,
+        self.builder.add(
+            self._compute,
             0,
             label,
             depends=[*(after or []), self.last_compute],
-            host=HOST,
+            host=self._host,
             launch_ps=picoseconds(self.stack.launch_s),
             synchronises=True,
             micro_step=micro_step,
@@ -116,7 +128,7 @@ class Rank:
     def wait(self, after: list[int | None], micro_step: int, phase: Phase) -> None:
         """What is computed next starts after these tasks."""
         label = Label("wait for other ranks", "host", phase.name.lower())
-        self.last_compute = self._builder.add(COMPUTE, 0, label, depends=after, micro_step=micro_step)
+        self.last_compute = self.builder.add(self._compute, 0, label, depends=after, micro_step=micro_step)
 
     def memory_kernel(
         self,
@@ -135,12 +147,12 @@ class Rank:
         """A copy or addition over whole units, on the compute stream; on that of reductions where it is part of one."""
         cost = self.cluster.accelerator.cost(Pass(read_bytes, write_bytes))
         host_s = self.stack.host_backward_s if phase == Phase.BACKWARD else self.stack.host_forward_s
-        row = self._builder.add(
-            self.reduce_stream if reduces else COMPUTE,
+        row = self.builder.add(
+            self.reduce_stream if reduces else self._compute,
             picoseconds(cost.time_s),
             Label(name, "reduce_scatter" if reduces else "copy", phase.name.lower(), layer),
             depends=depends,
-            host=HOST,
+            host=self._host,
             launch_ps=picoseconds(host_s * kernels),
             profile=profile,
             micro_step=micro_step,
@@ -152,8 +164,8 @@ class Rank:
 
     def release(self, profile: MemoryProfile, micro_step: int, phase: Phase) -> None:
         """Give memory back once the compute issued so far has run."""
-        self._builder.add(
-            COMPUTE,
+        self.builder.add(
+            self._compute,
             0,
             Label("free", "copy", phase.name.lower()),
             depends=[self.last_compute],
@@ -175,13 +187,13 @@ class Rank:
         cost = self.cluster.collective_cost(self.plan.group.collective(kind, size_bytes))
         where = f"block {layer}" if layer >= 0 else "outside blocks"
         what = f"one {kind.replace('_', '-')} over {self.plan.degree} devices"
-        row = self._builder.add(
-            GATHER if kind == "all_gather" else self.reduce_stream,
+        row = self.builder.add(
+            self._gather if kind == "all_gather" else self.reduce_stream,
             picoseconds(cost.time_s, what),
             Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer),
             depends=depends,
             demands=self._demands(cost),
-            host=HOST,
+            host=self._host,
             launch_ps=picoseconds(self.stack.host_unit_s + self.stack.launch_s),
             priority=0 if self.held.contends else COMMUNICATION_PRIORITY,
             profile=profile,
@@ -190,11 +202,29 @@ class Rank:
         self.moved_j[row] = cost.energy_j
         return row
 
+    def message(self, direction: str, cost: CollectiveCost, phase: Phase, micro_step: int, after: int) -> int:
+        """A message to the next (or the previous) pipeline stage, in the stream of its direction."""
+        if direction not in self._messages:
+            self._messages[direction] = self.builder.stream(Stream(f"send {direction}", self._device, "communication"))
+        row = self.builder.add(
+            self._messages[direction],
+            picoseconds(cost.time_s, "one message between pipeline stages"),
+            Label(f"send {direction}", "send_recv", phase.name.lower()),
+            depends=[after],
+            demands=self._demands(cost),
+            host=self._host,
+            launch_ps=picoseconds(self.stack.launch_s),
+            priority=COMMUNICATION_PRIORITY,
+            micro_step=micro_step,
+        )
+        self.moved_j[row] = cost.energy_j
+        return row
+
     def _demands(self, cost: CollectiveCost) -> dict[int, float]:
-        demands = {CORES: cost.core_share, MEMORY: cost.memory_share}
+        demands = {self._cores: cost.core_share, self._memory: cost.memory_share}
         for tier, moved in cost.link_bytes.items():
             if tier in self._tier and cost.time_s:
-                capacity = self._builder.resources[self._tier[tier]].capacity
+                capacity = self.builder.resources[self._tier[tier]].capacity
                 demands[self._tier[tier]] = min(capacity, moved / cost.time_s)
         return {resource: amount for resource, amount in demands.items() if amount > 0}
 
@@ -206,10 +236,16 @@ class Rank:
 
     def build(self) -> tuple[Program, NDArray[np.float64]]:
         """The program of all tasks added so far, and the joules of those that the graph does not have, at any clock."""
-        program = self._builder.build()
-        energy = np.zeros(len(program))
-        energy[list(self.moved_j)] = list(self.moved_j.values())
-        return program, energy
+        return program_of([self])
+
+
+def program_of(ranks: Sequence[Rank]) -> tuple[Program, NDArray[np.float64]]:
+    """The program of all tasks that these ranks of one builder added, and the joules of those that no graph has."""
+    program = ranks[0].builder.build()
+    energy = np.zeros(len(program))
+    for rank in ranks:
+        energy[list(rank.moved_j)] = list(rank.moved_j.values())
+    return program, energy
 
 
 def _share(total: int, part: int, parts: int) -> int:
