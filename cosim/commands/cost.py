@@ -52,20 +52,28 @@ def _cost(
     _answer_batch(batch, hw, json_file)
 
 
-@cost.command()
-def gemm(
-    context: typer.Context,
-    m: Annotated[int, typer.Option("--m", help="Rows of the result.")],
-    n: Annotated[int, typer.Option("--n", help="Columns of the result.")],
-    k: Annotated[int, typer.Option("--k", help="Length of the sums.")],
-    b: Batch = 1,
-    dtype: Dtype = "bf16",
-    layout: Annotated[str, typer.Option("--layout", help="TN (forward), NN (dgrad) or NT (wgrad).")] = "TN",
-    sparsity: Annotated[str, typer.Option("--sparsity", help="Of the weights: dense or 2:4.")] = "dense",
-    as_json: AsJson = False,
-) -> None:
-    """A matrix product."""
-    _print(context, as_json, op="gemm", b=b, m=m, n=n, k=k, dtype=dtype, layout=layout, sparsity=sparsity)
+def _gemm_command(op: str) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        m: Annotated[int, typer.Option("--m", help="Rows of the result (grouped: of each group).")],
+        n: Annotated[int, typer.Option("--n", help="Columns of the result.")],
+        k: Annotated[int, typer.Option("--k", help="Length of the sums.")],
+        b: Batch = 1,
+        dtype: Dtype = "bf16",
+        layout: Annotated[str, typer.Option("--layout", help="TN (forward), NN (dgrad) or NT (wgrad).")] = "TN",
+        as_json: AsJson = False,
+    ) -> None:
+        _print(context, as_json, op=op, b=b, m=m, n=n, k=k, dtype=dtype, layout=layout)
+
+    return command
+
+
+for _op, _help in (
+    ("gemm", "A matrix product."),
+    ("bmm", "A batch of matrix products."),
+    ("grouped_gemm", "Products of groups of rows, each with a matrix of its own."),
+):
+    cost.command(_op, help=_help)(_gemm_command(_op))
 
 
 @cost.command()
@@ -75,6 +83,9 @@ def attention(
     head_dim: Annotated[int, typer.Option("--head-dim", help="Width of a head.")],
     seq: Annotated[int, typer.Option("--seq", help="Queries, and keys.")],
     kv_heads: Annotated[int | None, typer.Option("--kv-heads", help="Key and value heads; default: as many.")] = None,
+    value_dim: Annotated[
+        int | None, typer.Option("--value-dim", help="Width of a head's values; default: same.")
+    ] = None,
     b: Batch = 1,
     causal: Annotated[bool, typer.Option("--causal", help="Mask what comes later.")] = False,
     algorithm: Annotated[str | None, typer.Option("--algorithm", help="Default: the chip's fastest.")] = None,
@@ -84,6 +95,7 @@ def attention(
 ) -> None:
     """Fused attention."""
     row = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "seq": seq, "b": b, "causal": causal}
+    row["value_dim"] = value_dim
     _print(context, as_json, op=f"attention_{phase}", algorithm=algorithm, dtype=dtype, **row)
 
 
@@ -113,7 +125,8 @@ def _collective_command(op: str) -> Callable[..., None]:
     return command
 
 
-for _op in ("add", "mul", "relu", "gelu", "tanh", "silu_mul"):
+_UNARY = ("addu", "mulu", "divu", "powu")  # the other operand is one number
+for _op in ("add", "mul", "div", "pow", *_UNARY, "relu", "gelu", "tanh", "silu_mul", "rope"):
     cost.command(f"elementwise_{_op}", help=f"One pass over memory: {_op}.")(_pass_command(f"elementwise_{_op}"))
 for _op in ("softmax", "layernorm", "rmsnorm", "embedding"):
     cost.command(_op, help=f"One pass over memory: {_op}.")(_pass_command(_op))

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cosim.cost.rows import ATTENTION, COLLECTIVES, algorithm_of, collective, kernels, op_of, whole
+from cosim.cost.rows import ATTENTION, COLLECTIVES, algorithm_of, check_columns, collective, kernels, op_of, whole
 from hwmodels.accelerator import Accelerator, load
 from hwmodels.cluster import Cluster
 from hwmodels.units import InputError
@@ -23,8 +23,9 @@ def answer(row: Mapping[str, Any], chips: dict[str, Accelerator]) -> dict[str, A
     `chips` keeps the accelerators that were built, by what names them. Raises InputError: a column that is unknown, is
     missing, or has a value that cannot be.
     """
-    op = op_of(row)
+    check_columns(row)
     chip = _chip(row.get("accelerator"), chips)
+    op = op_of(row)
     if op in COLLECTIVES:
         costs, algorithm = _collective(row, chip)
     elif op in ATTENTION:

@@ -48,16 +48,20 @@ _PASS_FORMATS = ("fp32", "bf16", "fp16")
 Kernel = Gemm | Attention | Pass
 
 
-def op_of(row: Mapping[str, Any]) -> str:
-    """The row's op, or its collective. Raises InputError: a column that is unknown, an op that is."""
+def check_columns(row: Mapping[str, Any]) -> None:
+    """Raises InputError: a column that no op knows."""
     unknown = [str(key) for key in row if key not in _KNOWN]
     if unknown:
         raise InputError(f"{unknown[0]!r} is not a known column; known are {', '.join(sorted(_KNOWN))}")
+
+
+def op_of(row: Mapping[str, Any]) -> str:
+    """The row's op, or its collective. Raises InputError: none, or an unknown one."""
     op = str(row.get("op") or row.get("collective") or "")
-    known = (*GEMMS, *ATTENTION, *PASSES, *COLLECTIVES)
-    if op not in known:
-        problem = f"op: {op!r:.80} is not one of" if op else "op is missing; it is one of"
-        raise InputError(f"{problem} {', '.join(known)}")
+    if op not in (*GEMMS, *ATTENTION, *PASSES, *COLLECTIVES):
+        pointwise = "elementwise_" + "|".join(kind for kind in ELEMENT_WORK if kind not in _WHOLE_NAMES)
+        known = ", ".join((*GEMMS, *ATTENTION, pointwise, *_WHOLE_NAMES, *COLLECTIVES))
+        raise InputError(f"op: {op!r:.80} is not one of {known}" if op else f"op is missing; it is one of {known}")
     return op
 
 
