@@ -265,25 +265,15 @@ def name_axes(axes: TensorAxes, operations: Sequence[Operation], step_inputs: se
         unite_through(axes, op.kind, op.inputs, op.outputs)
     named = Named(axes, {})
     forward = [op for op in operations if op.phase == Phase.FORWARD]
+    for op in forward:  # before norms of heads and tables of biases per head, which look like those of hidden
+        _name_attention(named, op)
     for op in forward:
         if op.kind.target == "aten.embedding":
             table = axes.of(op.inputs[0])
             named.give(table[-1], "hidden")
             named.give(table[0], "vocabulary" if op.inputs[1] in step_inputs else "positions")
-        elif op.kind.op_class == "attention":
-            q, k = (axes.of(tensor) for tensor in op.inputs[:2])
-            _name_heads(named, q[1])
-            named.give(k[1], "kv_heads")
-            named.give(q[3], "head_dim")
         elif op.kind.target in ("aten._log_softmax", "cosim.cross_entropy"):
             named.give(axes.of(op.inputs[0])[-1], "vocabulary")
-        elif op.kind.op_class == "softmax" and _is_scores(axes, op.outputs[0]):
-            if len(axes.of(op.outputs[0])) == 4:
-                _name_heads(named, axes.of(op.outputs[0])[1])
-        elif op.kind.target == "aten.bmm" and _is_scores(axes, op.outputs[0]):
-            named.give(axes.of(op.inputs[-1])[-2], "head_dim")
-        elif op.kind.target == "aten.bmm" and _is_scores(axes, op.inputs[0]):
-            named.give(axes.of(op.inputs[-1])[-1], "head_dim")
         elif op.kind.op_class == "norm":
             named.give(axes.of(op.inputs[0])[-1], "hidden")
         elif op.kind.target in _OF_EXPERTS:
@@ -296,6 +286,23 @@ def name_axes(axes: TensorAxes, operations: Sequence[Operation], step_inputs: se
             if leaf in contracted and named.named(inner):
                 named.give([leaf], "ffn")
     return named
+
+
+def _name_attention(named: Named, op: Operation) -> None:
+    """Heads and head_dim of attention as one op, or of its products and softmax."""
+    axes = named.axes
+    if op.kind.op_class == "attention":
+        q, k = (axes.of(tensor) for tensor in op.inputs[:2])
+        _name_heads(named, q[1])
+        named.give(k[1], "kv_heads")
+        named.give(q[3], "head_dim")
+    elif op.kind.op_class == "softmax" and _is_scores(axes, op.outputs[0]):
+        if len(axes.of(op.outputs[0])) == 4:
+            _name_heads(named, axes.of(op.outputs[0])[1])
+    elif op.kind.target == "aten.bmm" and _is_scores(axes, op.outputs[0]):
+        named.give(axes.of(op.inputs[-1])[-2], "head_dim")
+    elif op.kind.target == "aten.bmm" and _is_scores(axes, op.inputs[0]):
+        named.give(axes.of(op.inputs[-1])[-1], "head_dim")
 
 
 def _name_heads(named: Named, atoms: Atoms) -> None:
