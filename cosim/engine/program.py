@@ -91,9 +91,23 @@ class Demands:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """What a task communicates: `kind` and `bytes` as in hwmodels.work.Collective (the full buffer, or the message).
+
+    `group` names the ranks that take part: "tensor", "context", "expert", "data", "pipeline" (for a message: its sender
+    and receiver), or "tied" (the first and the last pipeline rank).
+    """
+
+    kind: str
+    group: str
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class Label:
     """What a task is, for people: `kind` is the key under which its time is reported (an op class, a collective);
-    `ops` the range of the traced step's ops that it stands for, empty where it stands for none.
+    `ops` the range of the traced step's ops that it stands for, empty where it stands for none; `sent` what it
+    communicates, one after another, beside those ops.
     """
 
     name: str
@@ -101,6 +115,7 @@ class Label:
     phase: str
     layer: int = -1
     ops: tuple[int, int] = (0, 0)
+    sent: tuple[Sent, ...] = ()
 
 
 @dataclass(frozen=True)
