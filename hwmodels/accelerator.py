@@ -1,6 +1,5 @@
 """An accelerator: its parts put together, and the one door through which work is priced."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,17 +14,17 @@ from hwmodels.matrix_units.attention import ALGORITHMS, AttentionConstants, atte
 from hwmodels.matrix_units.systolic_array import SystolicArray
 from hwmodels.matrix_units.tensor_core import TensorCore
 from hwmodels.matrix_units.unit import MatrixUnit
-from hwmodels.memory.hbm import Hbm, interface_bytes_per_s
+from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.sram import Sram, through_levels
 from hwmodels.number_formats import FORMATS, number_format
 from hwmodels.parameters import Provenance, Section
 from hwmodels.power import Power
 from hwmodels.process import Process, process_of
-from hwmodels.units import InputError, format_quantity, parse_quantity
+from hwmodels.units import InputError
 from hwmodels.vector_unit import SIMT_PASSES, WIDE_VECTOR_PASSES, PassConstants, VectorUnit
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
-__all__ = ["Accelerator", "Links", "Memory", "load", "load_raw", "names", "summary"]
+__all__ = ["Accelerator", "Links", "Memory", "load", "load_raw", "names"]
 _UNITS = (TensorCore.unit, SystolicArray.unit)
 
 
@@ -306,33 +305,3 @@ def _sources(root: Section, data: Mapping[str, Any]) -> dict[str, str]:
             f"{root.at('sources')} must be a list, or a mapping of short names to where they can be opened"
         )
     return {str(key): str(value) for key, value in raw.items()}
-
-
-def summary(name: str) -> dict[str, str]:
-    """What `cosim hw list` prints of one library file, read without building its parts."""
-    data = load_raw(name)
-
-    def plain(*path: str) -> Any:
-        value: Any = data
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value["value"] if isinstance(value, Mapping) and "value" in value else value
-
-    hbm = ("memory", "hbm")
-    cores, clock = float(plain("matrix", "cores") or 0), plain("clock")
-    if plain("matrix", "unit") == SystolicArray.unit:
-        cores = math.prod(float(plain("matrix", key) or 1) for key in ("rows", "columns", "count"))
-    macs = plain("matrix", "formats", "bf16") or plain("matrix", "formats", "fp16")
-    peak = 2.0 * cores * float(macs or 0) * parse_quantity(clock, "frequency", name) if cores else 0.0
-    bandwidth = plain(*hbm, "bandwidth") or format_quantity(
-        interface_bytes_per_s(str(plain(*hbm, "technology")), int(plain(*hbm, "stacks") or 1)), "bandwidth"
-    )
-    return {
-        "name": name,
-        "title": str(data.get("title", name)),
-        "16-bit": format_quantity(peak, "compute", 3) if peak else "-",
-        "memory": f"{plain(*hbm, 'capacity')} {plain(*hbm, 'technology')}",
-        "bandwidth": str(bandwidth),
-        "power": str(plain("power", "limit")),
-        "calibrated": "yes" if data.get("calibration", {}).get("gemm") else "no",
-    }

@@ -1,10 +1,12 @@
 """Finds accelerator files: the library's by name, anybody's by path, and variations by `base` and `set`."""
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ _VARIATION_KEYS = ("base", "set", "name", "title", "architecture", "sources", "s
 # What constants are fitted on; not what memory holds, what is drawn, or what it costs.
 _FITTED_ON = ("clock", "matrix", "vector", "memory", "links")
 _HOLDS = ("memory.hbm.capacity",)
+_KEPT = 128  # files, more than the library has
 LIBRARY = Path(__file__).parent / "library"
 
 
@@ -28,7 +31,13 @@ def load_raw(name: str | Mapping[str, Any]) -> dict[str, Any]:
 
     Raises InputError: no such accelerator, or an unreadable file.
     """
-    return resolve(name).data
+    return copy.deepcopy(resolve(name).data)
+
+
+@lru_cache(_KEPT)
+def _document(path: Path, _version: tuple[int, int], label: str) -> object:
+    """The plain data of a file, read once: many build on the same one. Nobody changes it."""
+    return load_yaml(path, label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,7 @@ def resolve(reference: str | Mapping[str, Any], where: str = "accelerator", abov
         raise InputError(f"{where}: {reference!r:.80} must be a name, a .yaml file, or {{base: NAME, set: {{...}}}}")
     if reference.endswith((".yaml", ".yml")):
         path = Path(reference).expanduser()
-    elif reference in names():
+    elif Path(reference).name == reference and (LIBRARY / f"{reference}.yaml").is_file():
         path = LIBRARY / f"{reference}.yaml"
     else:
         close = _meant(reference)
@@ -79,7 +88,7 @@ def resolve(reference: str | Mapping[str, Any], where: str = "accelerator", abov
     if key in above:
         circle = " -> ".join(Path(file).name for file in (*above[above.index(key) :], key))
         raise InputError(f"{where}: files build on each other in a circle: {circle}")
-    data = load_yaml(path, str(path))
+    data = _document(path, _version(path), str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: must be a mapping of keys to values")
     label = path.name
@@ -89,6 +98,15 @@ def resolve(reference: str | Mapping[str, Any], where: str = "accelerator", abov
     if isinstance(base, str) and base.endswith((".yaml", ".yml")):  # as the file sees it
         data = {**data, "base": str(path.parent / base)}
     return _variation(data, label, (*above, key))
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """What changes when a file does; zeros where it cannot be read, which reading it says better."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def _meant(reference: str) -> list[str]:
@@ -117,7 +135,7 @@ def _variation(data: Mapping[str, Any], where: str, above: tuple[str, ...]) -> W
             f"{where}: {problem}; a variation is {{base: NAME, set: {{path: value}}}} and may give name, title, sources"
         )
     base = resolve(data["base"], f"{where}: base", above)
-    result = copy.deepcopy(base.data)
+    result = dict(base.data)
     changes = data.get("set") or {}
     if not isinstance(changes, Mapping):
         raise InputError(f"{where}: set: must be a mapping of paths to values, for example {{matrix.cores: 132}}")
@@ -142,21 +160,43 @@ def _named(sources: Any) -> dict[Any, Any]:
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, provenance: tuple[str, Any], where: str) -> None:
-    keys = path.split(".")
-    for index, key in enumerate(keys[:-1]):
-        step = tree.setdefault(key, {})
-        if not isinstance(step, dict) or "value" in step:
-            raise InputError(f"{where}: set: {path}: {'.'.join(keys[: index + 1])} is a value, not a section")
-        tree = step
-    old = tree.get(keys[-1])
-    if isinstance(old, dict) and "value" not in old and not isinstance(value, Mapping | list):
+    """Puts `value` at `path` of `tree`, whose sections on the way are copied: others have them too. `matrix[1].rows`
+    is of the second of several parts.
+    """
+    keys: list[str | int] = [int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", path)]
+    if not keys or not isinstance(keys[0], str):
+        raise InputError(f"{where}: set: {path!r:.80} is no path of keys, such as matrix.cores")
+    node: Any = tree
+    for index, (key, inner) in enumerate(itertools.pairwise(keys)):
+        said = f"{where}: set: {path}: {'.'.join(map(str, keys[: index + 1]))}"
+        step = _step(node, key, said)
+        if isinstance(step, list) and isinstance(inner, str):
+            raise InputError(f"{said}: there are {len(step)} of them; say which, as in {key}[0].{inner}")
+        if not isinstance(step, list) and (not isinstance(step, dict) or "value" in step):
+            raise InputError(f"{said} is a value, not a section")
+        if isinstance(step, dict) and isinstance(inner, int):
+            raise InputError(f"{said} is one part; leave out [{inner}]")
+        node[key] = node = copy.copy(step)
+    last = keys[-1]
+    old = _step(node, last, f"{where}: set: {path}")
+    if isinstance(old, dict) and old and "value" not in old and not isinstance(value, Mapping | list):
         raise InputError(f"{where}: set: {path} is a section; name one of its keys: {', '.join(map(str, old))}")
     if isinstance(value, Mapping):
-        tree[keys[-1]] = dict(value)
+        node[last] = dict(value)
     elif isinstance(value, list):  # several parts of a kind
-        tree[keys[-1]] = list(value)
+        node[last] = list(value)
     else:
-        tree[keys[-1]] = {"value": value, provenance[0]: provenance[1]}
+        node[last] = {"value": value, provenance[0]: provenance[1]}
+
+
+def _step(node: Any, key: str | int, said: str) -> Any:
+    """What `node` has at `key`; an empty section where it has nothing."""
+    if isinstance(key, str):
+        found = node.get(key)
+        return {} if found is None else found
+    if key >= len(node):
+        raise InputError(f"{said}: there are {len(node)} of them, counted from 0")
+    return node[key]
 
 
 def si_value(written: object, dimension: str) -> float | None:

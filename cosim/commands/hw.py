@@ -21,9 +21,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units.")
 @hw.command("list")
 def hw_list() -> None:
     """The accelerators of the library."""
-    from hwmodels import accelerator
+    from hwmodels import catalog, listing
 
-    rows = [accelerator.summary(name) for name in accelerator.names()]
+    rows = [listing.summary(name) for name in catalog.names()]
     print_table([[row[key] for key in rows[0]] for row in rows], list(rows[0]) if rows else [])
 
 

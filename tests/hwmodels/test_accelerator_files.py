@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hwmodels.accelerator import load, load_raw, names, summary
+from hwmodels.accelerator import load, load_raw, names
+from hwmodels.listing import summary
 from hwmodels.units import InputError
 
 
@@ -100,7 +101,8 @@ def test_a_format_that_the_chip_lacks_names_those_it_has() -> None:
 
 def test_listing_the_library_needs_neither_numpy_nor_much_time() -> None:
     code = (
-        "import sys, time; from hwmodels.accelerator import names, summary; start = time.process_time(); "
+        "import sys, time; from hwmodels.catalog import names; from hwmodels.listing import summary; "
+        "start = time.process_time(); "
         "[summary(name) for name in names()[:3]]; took = time.process_time() - start; "
         "print(took, any(m in sys.modules for m in ('numpy', 'torch', 'scipy')))"
     )

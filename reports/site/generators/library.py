@@ -4,14 +4,14 @@ from collections import Counter
 
 from cosim.validate import published_runs
 from generators.markdown import code, table
-from hwmodels import accelerator
+from hwmodels import accelerator, listing
 from hwmodels.number_formats import FORMATS
 from workloads import named
 
 
 def accelerators() -> str:
     """As `cosim hw list` prints them."""
-    rows = [accelerator.summary(name) for name in accelerator.names()]
+    rows = [listing.summary(name) for name in accelerator.names()]
     return table(list(rows[0]), [[code(row["name"]), *list(row.values())[1:]] for row in rows])
 
 
