@@ -37,7 +37,8 @@ class ByArchitecture(Generic[T]):
 
 Attention = Literal["flash-1", "flash-2", "flash-3", "flash-triton", "cudnn", "unfused"]
 MixedPrecision = Literal["autocast", "cast_parameters", "master_weights"]
-Format = Literal["compute", "fp32"]  # compute: the 16-bit format that the run names as its precision
+Format = Literal["compute", "fp32", "fp32_if_bf16"]  # compute: the 16-bit format that the run names as its precision;
+#                                                       fp32_if_bf16: fp32 where that is bf16, else fp16
 
 
 def _bytes(default: int) -> Any:
@@ -50,6 +51,10 @@ def _seconds(default: float) -> Any:
 
 def _count(default: int) -> Any:
     return field(default=default, metadata={"least": 0})
+
+
+def _share(default: float) -> Any:
+    return field(default=default, metadata={"share": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,14 @@ class Stack:
     title: str
     sources: Mapping[str, str]
     assumed: tuple[str, ...]
+
+    # What a run does that leaves these keys of its file out.
+    compiled: bool = False  # training.compile
+    dropout: float = _share(0.0)  # training.dropout
+    sequence_parallel: bool = False  # parallel.sequence
+    gradients_overlap: bool = True  # parallel.overlap.gradients
+    parameters_overlap: bool = True  # parallel.overlap.parameters
+    tensor_overlap: bool = False  # parallel.overlap.tensor: collectives in parts under the products beside them
 
     # Kernels. `..._fused` false: the pattern runs as elementary operations, each a pass over memory.
     attention: ByArchitecture[Attention] = ByArchitecture("flash-2")  # what `attention: flash` of a run means
@@ -114,9 +127,12 @@ class Stack:
     bucket_views: bool = False  # false: buckets are copies, filled before and read back after the reduction
 
     # Tensor parallelism
-    sequence_parallel: bool = False  # what a run does that leaves parallel.sequence out
     vocabulary_multiple: int = field(default=1, metadata={"least": 1})  # a tensor-parallel rank's part of the
     #                                                                     vocabulary is padded to a multiple of it
+
+    # Pipeline
+    pipeline_messages_overlap: bool = False  # a rank computes on while its message travels
+    pipeline_messages_sharded: bool = False  # tensor-parallel ranks each send their part, and gather what arrived
 
     # Optimizer step
     optimizer_kernel: Literal["fused", "foreach", "per_parameter"] = "foreach"  # one kernel; one per pass over all
@@ -228,6 +244,10 @@ def _checked(kind: Any, value: object, metadata: Mapping[str, Any], where: str) 
         if not any(type(value) is type(item) and value == item for item in allowed):
             raise InputError(f"{where}: {value!r} is not one of {', '.join(map(str, allowed))}")
         return value
+    if "share" in metadata:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise InputError(f"{where}: {value!r} must be a number from 0 to below 1")
+        return float(value)
     if "dimension" in metadata:
         quantity = parse_quantity(value, metadata["dimension"], where)
         return round(quantity) if kind is int else quantity

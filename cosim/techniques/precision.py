@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from cosim.stacks.stack import Stack
+from cosim.stacks.stack import Format, Stack
 from cosim.techniques.recipes import NARROW, Recipe
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -71,8 +71,9 @@ def resolve(
         gradient, reduced = gradient_format or "fp32", reduce_format or "fp32"
         return Precision("fp32", None, None, gradient, "fp32", reduced, precision, precision)
 
-    def named(role: str) -> str:
-        return precision if role == "compute" else role
+    def named(role: Format) -> str:
+        wide = role == "fp32" or (role == "fp32_if_bf16" and precision == "bf16")
+        return "fp32" if wide else precision
 
     way = stack.mixed_precision_sharded if sharded else stack.mixed_precision_replicated
     autocast = way == "autocast"

@@ -170,12 +170,8 @@ def test_bad_value_is_one_sentence(change: str) -> None:
 
 NOT_MODELLED = {
     "training.optimizer=rmsprop": "adamw, adam, sgd, lion, lamb, adafactor, muon",
-    "training.framework=megatron-lm": "pytorch, composer, torchtitan",
     "training.techniques=[lora]": "[]",
     "training.techniques=[{lora: {rank: 8}}]": "[]",
-    "parallel.pipeline=2": "1",
-    "parallel.schedule=1f1b": "leaving it out",
-    "parallel.stage_layers=[16, 16]": "leaving it out",
     "parallel.hybrid_shard=true": "false",
     "workload.task=sft": "pretrain",
     "system.anchor=measured.json": "leaving it out",

@@ -25,7 +25,9 @@ def test_every_fact_is_either_sourced_or_assumed(name: str) -> None:
     assert not set(stack.sources) & set(stack.assumed)
 
 
-SOMETHING_TO_OPEN = r"[\w/]+\.(cpp|cu|h|hpp|py|yaml|toml|md)\b|docs\.pytorch\.org|(pull request|issue) \d+"
+SOMETHING_TO_OPEN = (
+    r"[\w/]+\.(cc|cpp|cu|h|hpp|py|sh|slurm|yaml|toml|md|rst)\b|docs\.pytorch\.org|(pull request|issue) \d+"
+)
 
 
 @pytest.mark.parametrize("name", stacks.names())
@@ -35,7 +37,8 @@ def test_every_source_names_something_to_open(name: str) -> None:
 
 
 def test_the_library_holds_the_stacks_that_runs_name() -> None:
-    assert {"pytorch", "composer", "torchtitan"} <= set(stacks.names())
+    assert {"pytorch", "composer", "torchtitan", "maxtext", "tensorflow", "paddle"} <= set(stacks.names())
+    assert {"megatron-lm", "megatron-core", "megatron-deepspeed", "nemo"} <= set(stacks.names())
 
 
 def test_what_is_assumed_stands_at_the_neutral_default(tmp_path: Path) -> None:
