@@ -20,7 +20,10 @@ MODELLED: Mapping[str, tuple[object, ...]] = {
     "parallel.schedule": _NONE,
     "parallel.virtual_stages": _ONE,
     "parallel.stage_layers": _NONE,
-    "training.framework": ("pytorch", "composer", "torchtitan"),
+    "training.framework": (
+        *("pytorch", "composer", "torchtitan", "megatron-lm", "megatron-core", "megatron-deepspeed", "nemo"),
+        *("maxtext", "tensorflow", "paddle"),
+    ),
     "training.optimizer": ("adamw", "adam", "sgd", "lion", "lamb", "adafactor", "muon"),
     "training.recompute": ("none", "selective", "selective_op", "full", "{every: n}"),
     "training.techniques": ((),),
