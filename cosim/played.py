@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from cosim.engine.program import PICOSECONDS_PER_S, Program, Timeline
 from cosim.graph import OpGraph, Phase
 from cosim.mapping.pricing import Prices
-from cosim.mapping.rank import COMPUTE
 from cosim.parallel.data_parallel import DataParallelPlan
+from cosim.parallel.groups import Groups
 from cosim.spec import RunSpec
 from cosim.stacks.stack import Stack
 from cosim.techniques.precision import Precision
@@ -24,21 +25,29 @@ _LEAST_FOR_CORES = 0.01  # of the power limit, however much memory and links dra
 _SETTLED = 0.005  # of the nominal clock: two rounds that differ by less are one
 
 
+@dataclass(frozen=True, slots=True)
+class RankPart:
+    """One pipeline rank's part of the step; without pipeline parallelism there is one, which is all of it."""
+
+    graph: OpGraph
+    plan: DataParallelPlan
+    prices: Prices
+
+
 @dataclass(frozen=True)
 class Played:
-    """A played step with all that led to it."""
+    """A played step with all that led to it. `ranks[d]` is device d of the program."""
 
     spec: RunSpec
     whole: OpGraph  # of one replica, before it was cut
     model_flops: NDArray[np.float64]  # of its ops
-    graph: OpGraph  # of one rank
-    plan: DataParallelPlan
-    prices: Prices
+    ranks: tuple[RankPart, ...]
     program: Program
     moved_j: NDArray[np.float64]  # of each task that the graph does not have: its bytes through memory and over links
     timeline: Timeline
     accelerator: Accelerator
     cluster: Cluster
+    groups: Groups
     stack: Stack
     formats: Precision
     micro_steps_played: int
@@ -57,11 +66,15 @@ class Played:
         repeated = self.program.micro_step == self.micro_steps_played - 2
         return np.where(repeated, 1 + self.repeats, 1)
 
-    @cached_property
-    def occurrences(self) -> NDArray[np.int64]:
-        """How often each op of the graph runs in the step."""
-        in_optimizer = self.graph.op_phase == Phase.OPTIMIZER
+    def occurrences(self, rank: RankPart) -> NDArray[np.int64]:
+        """How often each op of a rank's graph runs in the step."""
+        in_optimizer = rank.graph.op_phase == Phase.OPTIMIZER
         return np.where(in_optimizer, 1, self.spec.micro_steps)
+
+    def total(self, column: Callable[[Prices], NDArray[np.float64]]) -> float:
+        """The sum of a price over all that a device does in the step, on average over pipeline ranks."""
+        sums = [float((column(rank.prices) * self.occurrences(rank)).sum()) for rank in self.ranks]
+        return math.fsum(sums) / len(sums)
 
     @cached_property
     def breakdown(self) -> Breakdown:
@@ -84,12 +97,12 @@ class Played:
 
         Work is priced at the nominal voltage; the cores' voltage goes with the clock, and energy with its square.
         """
-        return (float(self._energy_of_ops_j.sum()) - self._op_memory_energy_j) * self._voltage**2
+        return (self.total(lambda prices: prices.energy_j) - self._op_memory_energy_j) * self._voltage**2
 
     @cached_property
     def moved_energy_j(self) -> float:
         """Joules per device and step of bytes through main memory and over links, whose voltage is their own."""
-        return self._op_memory_energy_j + float((self.moved_j * self.weight).sum())
+        return self._op_memory_energy_j + float((self.moved_j * self.weight).sum()) / len(self.ranks)
 
     @property
     def dynamic_energy_j(self) -> float:
@@ -100,13 +113,9 @@ class Played:
     def _voltage(self) -> float:
         return self.accelerator.power.voltage(self.clock_ratio)
 
-    @property
-    def _energy_of_ops_j(self) -> NDArray[np.float64]:
-        return self.prices.energy_j * self.occurrences
-
     @cached_property
     def _op_memory_energy_j(self) -> float:
-        moved = float((self.prices.hbm_bytes * self.occurrences).sum())
+        moved = self.total(lambda prices: prices.hbm_bytes)
         return self.accelerator.power.energy_j(0.0, "fp32", {"hbm": moved})
 
     @cached_property
@@ -133,30 +142,49 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """The compute stream's time, in picoseconds of the whole step."""
+    """The compute streams' time, in picoseconds of the whole step, on average over pipeline ranks."""
 
     step_ps: float
-    waiting: Mapping[str, float]  # gaps with a collective running, by its kind
+    waiting: Mapping[str, float]  # gaps with a collective or a message under way, by its kind
+    bubble: float  # gaps in which a rank waits for what another one computes
     interference: float  # compute slowed by collectives
     host: float
     copies: float  # kernels that the graph does not have: copies around collectives, accumulation
 
 
 def _break_down(played: Played) -> Breakdown:
+    ranks = len(played.ranks)
+    awaited = _awaited(played.program, played.timeline)
+    found = [_of_device(played, device, awaited) for device in range(ranks)]
+    waiting: dict[str, float] = {}
+    for one in found:
+        for kind, value in one.waiting.items():
+            waiting[kind] = waiting.get(kind, 0.0) + value / ranks
+    columns = ("step_ps", "bubble", "interference", "host", "copies")
+    mean = {name: math.fsum(getattr(one, name) for one in found) / ranks for name in columns}
+    return Breakdown(waiting=waiting, **mean)
+
+
+def _of_device(played: Played, device: int, awaited: _Awaited) -> Breakdown:
     program, timeline, weight = played.program, played.timeline, played.weight
     kinds = [label.kind for label in program.labels]
-    rows = np.flatnonzero(program.stream == COMPUTE)
-    awaited = _awaited_ps(program, timeline)
-    others = np.flatnonzero(program.stream > COMPUTE)
-    order = others[np.argsort(timeline.start_ps[others], kind="stable")]
+    compute, others = _streams(program, device)
+    rows = np.flatnonzero(compute[program.stream])
+    sent = np.flatnonzero(others[program.stream])
+    order = sent[np.argsort(timeline.start_ps[sent], kind="stable")]
     busy = [(int(timeline.start_ps[r]), int(timeline.end_ps[r]), kinds[program.label[r]]) for r in order.tolist()]
     waiting: dict[str, float] = {}
-    host = interference = copies = step = 0.0
+    host = bubble = interference = copies = step = 0.0
     cursor, first = 0, 0
     for row in rows.tolist():
         start, end, times = int(timeline.start_ps[row]), int(timeline.end_ps[row]), float(weight[row])
-        first, covered = _covered(busy, first, cursor, min(start, awaited[row]), waiting, times)
-        host += (start - cursor - covered) * times
+        first, covered = _covered(busy, first, cursor, min(start, awaited.own[row]), waiting, times)
+        elsewhere = max(0, min(start, awaited.message_start[row]) - cursor - covered)
+        under_way = max(0, min(start, awaited.message_end[row]) - cursor - covered - elsewhere)
+        if under_way:
+            waiting["send_recv"] = waiting.get("send_recv", 0.0) + under_way * times
+        bubble += elsewhere * times
+        host += max(0, start - cursor - covered - elsewhere - under_way) * times
         excess = end - start - int(program.work_ps[row])
         launched = program.host[row] >= 0 and end == timeline.issue_ps[row] + program.span_ps[row]
         host += excess * times if launched else 0.0
@@ -167,20 +195,45 @@ def _break_down(played: Played) -> Breakdown:
     tail = timeline.makespan_ps - cursor
     if tail > 0:
         _, covered = _covered(busy, 0, cursor, timeline.makespan_ps, waiting, 1.0)
-        host += tail - covered
+        if len(played.ranks) > 1:
+            bubble += tail - covered
+        else:
+            host += tail - covered
         step += tail
-    return Breakdown(step, waiting, interference, host, copies)
+    return Breakdown(step, waiting, bubble, interference, host, copies)
 
 
-def _awaited_ps(program: Program, timeline: Timeline) -> list[int]:
-    """When the last collective ends that each task depends on; 0 for none."""
-    depends = program.depends
-    task = np.repeat(np.arange(len(program)), np.diff(depends.indptr))
-    ends = np.where(program.stream[depends.indices] > COMPUTE, timeline.end_ps[depends.indices], 0)
-    latest = np.zeros(len(program), dtype=np.int64)
-    np.maximum.at(latest, task, ends)
-    found: list[int] = latest.tolist()
-    return found
+def _streams(program: Program, device: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which streams are the device's compute, and which its communication."""
+    kinds = np.array([stream.kind if stream.device == device else "" for stream in program.streams])
+    return kinds == "compute", ~np.isin(kinds, ["", "compute", "host"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """Per task: when the last collective of its device that it depends on ends; and of the last task of another device
+    that it depends on, a message or what was computed there, when it starts and ends. 0 for none.
+    """
+
+    own: list[int]
+    message_start: list[int]
+    message_end: list[int]
+
+
+def _awaited(program: Program, timeline: Timeline) -> _Awaited:
+    depends, count = program.depends, len(program)
+    device = np.array([stream.device for stream in program.streams], dtype=np.int64)[program.stream]
+    sends = np.array([stream.kind not in ("compute", "host") for stream in program.streams])[program.stream]
+    task = np.repeat(np.arange(count), np.diff(depends.indptr))
+    source = depends.indices
+    foreign = device[task] != device[source]
+    own, end, start = (np.zeros(count, dtype=np.int64) for _ in range(3))
+    np.maximum.at(own, task, np.where(sends[source] & ~foreign, timeline.end_ps[source], 0))
+    np.maximum.at(end, task, np.where(foreign, timeline.end_ps[source], 0))
+    # a rank waits for the computation behind a message until the message starts, and behind none until it ends
+    begins = np.where(sends[source], timeline.start_ps[source], timeline.end_ps[source])
+    np.maximum.at(start, task, np.where(foreign, begins, 0))
+    return _Awaited(own.tolist(), start.tolist(), end.tolist())
 
 
 def _covered(

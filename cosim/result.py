@@ -61,7 +61,7 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class TracedStep:
-    """The ops below the tasks of device 0, to which `Label.ops` of its program refers, and what is always in memory."""
+    """The ops below the tasks of one device, to which `Label.ops` refers, and what is always in its memory."""
 
     graph: OpGraph
     prices: Prices
@@ -84,7 +84,8 @@ class Detail:
     parameters: int
     micro_steps: int
     micro_steps_played: int
-    traced: TracedStep | None = None
+    traced: TracedStep | None = None  # of the rank that holds most
+    ranks: tuple[TracedStep, ...] = ()  # of every device of the program
 
 
 class TimeBreakdown(TypedDict, total=False):

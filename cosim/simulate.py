@@ -10,17 +10,12 @@ import numpy as np
 
 from cosim import engine, stacks, trace
 from cosim.graph import OpGraph
-from cosim.mapping import data_parallel as mapping
 from cosim.mapping.builder import LONGEST_S, too_long
 from cosim.mapping.collectives import with_collectives
 from cosim.mapping.pricing import Kernels, Prices, attention_algorithm, price
-from cosim.mapping.rank import interference
-from cosim.mapping.segments import segments
-from cosim.parallel import data_parallel
-from cosim.parallel.groups import Groups, groups
-from cosim.parallel.layout import Sharding
-from cosim.parallel.sharding import shard
-from cosim.played import Played
+from cosim.mapping.program import program_of
+from cosim.parallel.divide import DividedStep, Stage, divide
+from cosim.played import Played, RankPart
 from cosim.remedies import remedy
 from cosim.result import Result
 from cosim.spec import RunSpec
@@ -41,7 +36,7 @@ from hwmodels.units import InputError
 Progress = Callable[[str, float | None], None]
 _SECTIONS = ("workload", "system", "parallel", "training")
 CLOCK_ROUNDS = 3
-MICRO_STEPS_PLAYED = 4  # more are repetitions of the one before the last
+MICRO_STEPS_PLAYED = 4  # without a pipeline; more are repetitions of the one before the last
 
 
 def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
@@ -65,47 +60,16 @@ def _played(spec: RunSpec, progress: Progress | None) -> Played:
     accelerator, cluster = _machine(spec)
     stack, formats, attention = _software(spec, accelerator)
     whole = step_graph(spec, formats, stack, attention, progress)
-    state = optimizers.state_bytes(whole)
-    zero = spec.parallel.zero or 0
-    sharding = sharding_of(spec, stack)
-    ranks = groups(sharding, spec.data_parallel, spec.parallel.pipeline, cluster.domain)
     with about("parallel"):
-        graph = shard(whole, sharding)
-    graph, update = optimizers.shard_update(graph, spec.training.optimizer, zero, ranks.data.size)
-    plan = data_parallel.plan(
-        graph,
-        group=ranks.data,
-        zero=zero,
-        formats=formats.step_formats(state),
-        overlap_gradients=spec.parallel.overlap.gradients is not False,
-        overlap_parameters=spec.parallel.overlap.parameters is not False,
-        bucket_bytes=stack.bucket_bytes,
-        first_bucket_bytes=stack.first_bucket_bytes,
-        update=update,
-    )
-    kernels = Kernels(
-        fp32_matmul=formats.fp32_matmul,
-        attention=attention,
-        optimizer_shards=plan.optimizer_shards,
-        stack=stack,
-    )
-    return _play(spec, whole, graph, plan, ranks, kernels, formats, accelerator, cluster)
+        step = divide(whole, spec, stack, formats.step_formats(optimizers.state_bytes(whole)), cluster.domain)
+    kernels = Kernels(formats.fp32_matmul, attention, stack)
+    return _play(spec, whole, step, kernels, formats, accelerator, cluster)
 
 
-def sharding_of(spec: RunSpec, stack: Stack) -> Sharding:
-    """How one replica of `spec` is cut; what the run file leaves open is as the stack does it."""
-    parallel = spec.parallel
-    sequence = stack.sequence_parallel if parallel.sequence is None else parallel.sequence
-    return Sharding(
-        tensor=parallel.tensor,
-        sequence=sequence and parallel.tensor > 1,
-        context=parallel.context,
-        context_by=parallel.context_by,
-        expert=parallel.expert,
-        expert_tensor=parallel.expert_tensor,
-        imbalance=parallel.expert_imbalance,
-        vocabulary_multiple=stack.vocabulary_multiple if parallel.tensor > 1 else 1,
-    )
+def compiled(spec: RunSpec, stack: Stack) -> bool | str:
+    """Whether the step is compiled, and how: as the run file says, else as the stack does it."""
+    said = spec.training.compile
+    return stack.compiled if said is None else said
 
 
 def trace_step(spec: RunSpec, progress: Progress | None = None, frontend: str = "eager") -> OpGraph:
@@ -142,43 +106,35 @@ def _software(spec: RunSpec, accelerator: Accelerator) -> tuple[Stack, Precision
 def _play(
     spec: RunSpec,
     whole: OpGraph,
-    graph: OpGraph,
-    plan: data_parallel.DataParallelPlan,
-    ranks: Groups,
+    step: DividedStep,
     kernels: Kernels,
     formats: Precision,
     accelerator: Accelerator,
     cluster: Cluster,
 ) -> Played:
     """Price, map and play the step, at the clock that its own power leaves: repeated until the clock stays."""
-    micro_steps = min(spec.micro_steps, MICRO_STEPS_PLAYED)
-    held, stack = interference(plan, cluster), kernels.stack
+    pipelined = step.schedule is not None
+    micro_steps = spec.micro_steps if pipelined else min(spec.micro_steps, MICRO_STEPS_PLAYED)
     chip = accelerator
-    model_flops = price(whole, accelerator, kernels).flops
+    model_flops = price(whole, accelerator, kernels, 1).flops
     for clock_round in range(1, CLOCK_ROUNDS + 1):
-        with about("system.accelerator"):
-            prices = price(graph, chip, kernels)
+        ranks = tuple(_priced(stage, step, spec, chip, kernels, cluster, micro_steps) for stage in step.stages)
         with about("system.network"):
-            prices = with_collectives(graph, prices, ranks, cluster, bool(spec.parallel.overlap.tensor))
-        with about("system.accelerator"):
-            _check_length(graph, prices, micro_steps)
-        parts = segments(graph, prices, stack, held, kernels.optimizer_shards, bool(spec.training.compile))
-        with about("system.network"):
-            program, moved_j = mapping.build_program(plan, parts, cluster, stack, micro_steps)
-        timeline = engine.play(program)
+            prices = [rank.prices for rank in ranks]
+            compiles = bool(compiled(spec, kernels.stack))
+            program, moved_j = program_of(step, prices, micro_steps, cluster, kernels.stack, compiles)
         played = Played(
             spec=spec,
             whole=whole,
             model_flops=model_flops,
-            graph=graph,
-            plan=plan,
-            prices=prices,
+            ranks=ranks,
             program=program,
             moved_j=moved_j,
-            timeline=timeline,
+            timeline=engine.play(program),
             accelerator=chip,
             cluster=cluster,
-            stack=stack,
+            groups=step.groups,
+            stack=kernels.stack,
             formats=formats,
             micro_steps_played=micro_steps,
             clock_rounds=clock_round,
@@ -187,6 +143,26 @@ def _play(
             break
         chip = accelerator.at_clock(played.sustained_clock_hz)
     return played
+
+
+def _priced(
+    stage: Stage,
+    step: DividedStep,
+    spec: RunSpec,
+    chip: Accelerator,
+    kernels: Kernels,
+    cluster: Cluster,
+    micro_steps: int,
+) -> RankPart:
+    """A rank's part with what its kernels and collectives cost."""
+    graph = stage.part.graph
+    with about("system.accelerator"):
+        prices = price(graph, chip, kernels, stage.plan.optimizer_shards)
+    with about("system.network"):
+        prices = with_collectives(graph, prices, step.groups, cluster, step.overlap_tensor)
+    with about("system.accelerator"):
+        _check_length(graph, prices, micro_steps)
+    return RankPart(graph, stage.plan, prices)
 
 
 def _machine(spec: RunSpec) -> tuple[Accelerator, Cluster]:
@@ -209,7 +185,8 @@ def step_graph(
 ) -> OpGraph:
     """The traced step of `spec`, with its techniques, bound to its micro-batch and sequence length."""
     training, workload = spec.training, spec.workload
-    frontend = "compile" if training.compile == "captured" else frontend
+    compiles = compiled(spec, stack)
+    frontend = "compile" if compiles == "captured" else frontend
     if frontend == "compile" and training.recompute != "none":
         raise InputError(
             f"training.recompute: {training.recompute} is not modelled on what torch.compile captures, whose "
@@ -217,7 +194,7 @@ def step_graph(
         )
     options = TraceOptions(
         attention="unfused" if attention == "unfused" else "flash",
-        dropout=training.dropout,
+        dropout=stack.dropout if training.dropout is None else training.dropout,
         parameter_format=formats.parameter,
         autocast_format=formats.autocast,
         master_format=formats.master,
@@ -227,7 +204,7 @@ def step_graph(
         gradient_clipping=stack.gradient_clipping,
         loss_scaling=formats.compute == "fp16" and stack.loss_scaling == "dynamic",
         autocast_norms_in_fp32=stack.autocast_norm_format == "fp32",
-        rms_norm_fused=stack.rms_norm_fused or bool(training.compile),  # the compiler keeps what the fused norm keeps
+        rms_norm_fused=stack.rms_norm_fused or bool(compiles),  # the compiler keeps what the fused norm keeps
         loss_fused=stack.cross_entropy_fused,
         loss_in_fp32=stack.cross_entropy_format == "fp32",
         logged_losses=stack.logged_losses,
@@ -243,7 +220,7 @@ def step_graph(
     _check_blocks(graph, policy)
     graph = recompute(graph, policy if isinstance(policy, str) else policy.every)
     # The compiler sees what is recomputed: forward does not write what backward makes again.
-    if not training.compile:
+    if not compiles:
         return graph
     captured = frontend == "compile"  # forward and loss as one graph, whatever the stack compiles
     return fuse(graph, "model" if captured else stack.compile_scope, captured or stack.compile_loss)

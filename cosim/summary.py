@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from cosim.engine.program import PICOSECONDS_PER_S
 from cosim.graph import Category, OpGraph, OpKind, Phase
 from cosim.memory import memory_over_time
 from cosim.parallel.communication import COLLECTIVE
-from cosim.played import Played
+from cosim.played import Played, RankPart
 from cosim.result import Calibration, Detail, MemoryCurve, OpRow, Result, Roofline, TimeBreakdown, TracedStep
 from cosim.spec import RunSpec
 from cosim.techniques import quantization
@@ -41,7 +41,7 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
     """The result of a played step; `remedy` says what would make it fit, given the bytes that it needs."""
     spec, accelerator = played.spec, played.accelerator
     devices, step_s = spec.system.devices, played.step_time_s
-    curve, resident = _memory(played)
+    worst, curve, resident = _memory(played)
     capacity = accelerator.memory.hbm.capacity_bytes
     peak = {name: float(value) for name, value in resident.items()}
     device = _device_memory(played, sum(peak.values()))
@@ -65,7 +65,7 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
         feasible=fits,
         infeasible_reason=None if fits else _infeasible(peak, device, remedy),
         peak_memory_bytes=device.allocated,
-        worst_rank=0,
+        worst_rank=worst,
         memory_bytes=peak,
         device_memory_bytes=device.bytes(),
         memory_capacity_bytes=float(capacity),
@@ -83,7 +83,7 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
         unknown_ops=_unknown(played),
         warnings=_warnings(played),
         spec=spec.echo(),
-        detail=_detail(played, curve, capacity),
+        detail=_detail(played, worst, curve, capacity),
     )
 
 
@@ -150,21 +150,16 @@ def _masked_modules(graph: OpGraph) -> list[int]:
 
 
 def _time_breakdown(played: Played) -> TimeBreakdown:
-    graph, second = played.graph, PICOSECONDS_PER_S
-    parts = played.breakdown
-    classes = [kind.op_class.removesuffix("_backward") for kind in graph.kinds]
-    casts = np.array([kind.op_class == "quantize" for kind in graph.kinds], dtype=np.bool_)[graph.op_kind]
-    in_optimizer = (graph.op_phase == Phase.OPTIMIZER) & ~casts
-    time = played.prices.time_s * played.occurrences
+    """On average over pipeline ranks."""
+    second, parts = PICOSECONDS_PER_S, played.breakdown
     compute: dict[str, float] = {}
-    by_kind = np.bincount(graph.op_kind, weights=np.where(in_optimizer, 0.0, time), minlength=len(classes))
     exposed: dict[str, float] = {}
-    for kind, op_class, seconds in zip(graph.kinds, classes, by_kind.tolist(), strict=True):
-        if seconds > 0 and op_class == COLLECTIVE:
-            name = f"{kind.attribute('group')} {kind.target.removeprefix('cosim.')}"
-            exposed[name] = exposed.get(name, 0.0) + seconds
-        elif seconds > 0:
-            compute[op_class] = compute.get(op_class, 0.0) + seconds
+    optimizer = 0.0
+    for rank in played.ranks:
+        optimizer += _add_times(played, rank, compute, exposed)
+    ranks = len(played.ranks)
+    compute = {name: seconds / ranks for name, seconds in compute.items()}
+    exposed = {name: seconds / ranks for name, seconds in exposed.items()}
     if parts.copies:
         compute["copy"] = compute.get("copy", 0.0) + parts.copies / second
     exposed |= {kind: value / second for kind, value in sorted(parts.waiting.items()) if value}
@@ -173,35 +168,59 @@ def _time_breakdown(played: Played) -> TimeBreakdown:
     return {
         "compute": dict(sorted(compute.items(), key=lambda item: -item[1])),
         "exposed_communication": exposed,
-        "bubble": 0.0,
+        "bubble": parts.bubble / second,
         "host": parts.host / second,
-        "optimizer": float(time[in_optimizer].sum()),
+        "optimizer": optimizer / ranks,
     }
 
 
+def _add_times(played: Played, rank: RankPart, compute: dict[str, float], exposed: dict[str, float]) -> float:
+    """Add the seconds of a rank's ops by class, and of its collectives by group and kind; answers the update's."""
+    graph = rank.graph
+    classes = [kind.op_class.removesuffix("_backward") for kind in graph.kinds]
+    apart = np.array([kind.op_class in ("quantize", COLLECTIVE) for kind in graph.kinds], dtype=np.bool_)
+    in_optimizer = (graph.op_phase == Phase.OPTIMIZER) & ~apart[graph.op_kind]
+    time = rank.prices.time_s * played.occurrences(rank)
+    by_kind = np.bincount(graph.op_kind, weights=np.where(in_optimizer, 0.0, time), minlength=len(classes))
+    for kind, op_class, seconds in zip(graph.kinds, classes, by_kind.tolist(), strict=True):
+        if seconds > 0 and op_class == COLLECTIVE:
+            name = f"{kind.attribute('group')} {kind.target.removeprefix('cosim.')}"
+            exposed[name] = exposed.get(name, 0.0) + seconds
+        elif seconds > 0:
+            compute[op_class] = compute.get(op_class, 0.0) + seconds
+    return float(time[in_optimizer].sum())
+
+
 def _limited_by(played: Played, times: TimeBreakdown) -> str:
-    """The largest of: what limits the kernels, each by its own resource; exposed communication; the host."""
-    time = played.prices.time_s * played.occurrences
-    names = [_LIMITS.get(name, name) for name in played.prices.limited_by]
-    by_limit = np.bincount(played.prices.limit, weights=time, minlength=len(names))
+    """The largest of: what limits kernels, each by its own resource; exposed communication; the bubble; the host."""
     shares: dict[str, float] = {}
-    for name, seconds in zip(names, by_limit.tolist(), strict=True):
-        shares[name] = shares.get(name, 0.0) + seconds
+    for rank in played.ranks:
+        time = rank.prices.time_s * played.occurrences(rank) / len(played.ranks)
+        names = [_LIMITS.get(name, name) for name in rank.prices.limited_by]
+        by_limit = np.bincount(rank.prices.limit, weights=time, minlength=len(names))
+        for name, seconds in zip(names, by_limit.tolist(), strict=True):
+            shares[name] = shares.get(name, 0.0) + seconds
     shares["communication"] = math.fsum(times["exposed_communication"].values())
     shares["host"] = times["host"]
+    shares["pipeline bubble"] = times["bubble"]
     name, seconds = max(shares.items(), key=lambda item: item[1])
     total = played.step_time_s
     return f"{name} ({seconds / total:.0%} of the step)" if total else "nothing"
 
 
-def _memory(played: Played) -> tuple[MemoryCurve, dict[str, float]]:
-    return memory_over_time(played.program, played.timeline, 0, _resident(played))
+def _memory(played: Played) -> tuple[int, MemoryCurve, dict[str, float]]:
+    """The pipeline rank that holds most, its memory over time, and its peak by category."""
+    found = [
+        (rank, *memory_over_time(played.program, played.timeline, rank, _resident(played, part)))
+        for rank, part in enumerate(played.ranks)
+    ]
+    return max(found, key=lambda one: sum(one[2].values()))
 
 
-def _resident(played: Played) -> dict[Category, float]:
-    """What is in memory during the whole step."""
-    resident: dict[Category, float] = dict(played.plan.resident_bytes())
-    graph, stack, plan = played.graph, played.stack, played.plan
+def _resident(played: Played, rank: RankPart) -> dict[Category, float]:
+    """What is in a rank's memory during the whole step."""
+    graph, stack, plan = rank.graph, played.stack, rank.plan
+    resident: dict[Category, float] = dict(plan.resident_bytes())
     inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
     if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
@@ -245,12 +264,12 @@ class DeviceMemory:
 
 def device_memory(played: Played) -> DeviceMemory:
     """What one device holds at the peak of the step."""
-    return _device_memory(played, float(sum(_memory(played)[1].values())))
+    return _device_memory(played, float(sum(_memory(played)[2].values())))
 
 
 def _device_memory(played: Played, allocated: float) -> DeviceMemory:
     stack, architecture = played.stack, played.accelerator.architecture
-    communicators = 1 if played.plan.degree > 1 else 0
+    communicators = sum(group.size > 1 for group in played.groups.distinct)
     capacity = float(played.accelerator.memory.hbm.capacity_bytes)
     return DeviceMemory(
         allocated=allocated,
@@ -273,7 +292,7 @@ def _infeasible(peak: Mapping[str, float], device: DeviceMemory, remedy: Remedy 
 def _warnings(played: Played) -> tuple[str, ...]:
     return (
         *_unsettled_clock(played),
-        *_assumed_branches(played.graph),
+        *_assumed_branches(played.whole),
         *_idle_recomputation(played),
         *_idle_precision(played),
     )
@@ -292,7 +311,7 @@ def _assumed_branches(graph: OpGraph) -> tuple[str, ...]:
 
 
 def _idle_recomputation(played: Played) -> tuple[str, ...]:
-    training, graph = played.spec.training, played.graph
+    training, graph = played.spec.training, played.whole
     if training.recompute == "none" or (graph.op_phase == Phase.RECOMPUTE).any():
         return ()
     why = "the attention kernel keeps no scores" if training.recompute == "selective" else "the model has no blocks"
@@ -302,7 +321,7 @@ def _idle_recomputation(played: Played) -> tuple[str, ...]:
 
 def _idle_precision(played: Played) -> tuple[str, ...]:
     recipe = played.formats.recipe
-    if recipe is None or any(kind.op_class == "quantize" for kind in played.graph.kinds):
+    if recipe is None or any(kind.op_class == "quantize" for kind in played.whole.kinds):
         return ()
     return (
         f"training.precision: {recipe.precision} quantizes nothing: the model has no repeated blocks with weights of "
@@ -348,27 +367,37 @@ def _extrapolated(played: Played) -> tuple[str, ...]:
     elif not power.energy_per_flop_j or not power.energy_per_byte_j:
         lacks = "per FLOP" if not power.energy_per_flop_j else "per byte"
         found.append(f"{accelerator.name}: no energies {lacks}: energy is too low")
-    return (*found, *quantization.uncalibrated(played.graph, accelerator))
+    return (*found, *quantization.uncalibrated(played.whole, accelerator))
 
 
 def _unknown(played: Played) -> tuple[Mapping[str, Any], ...]:
-    graph = played.graph
-    time = played.prices.time_s * played.occurrences
-    by_kind = np.bincount(graph.op_kind, weights=time, minlength=len(graph.kinds))
     share: dict[str, float] = {}
-    for kind, seconds in zip(graph.kinds, by_kind.tolist(), strict=True):
-        if kind.op_class == "unknown":
-            share[kind.target] = share.get(kind.target, 0.0) + seconds
+    for rank in played.ranks:
+        time = rank.prices.time_s * played.occurrences(rank) / len(played.ranks)
+        by_kind = np.bincount(rank.graph.op_kind, weights=time, minlength=len(rank.graph.kinds))
+        for kind, seconds in zip(rank.graph.kinds, by_kind.tolist(), strict=True):
+            if kind.op_class == "unknown":
+                share[kind.target] = share.get(kind.target, 0.0) + seconds
     total = played.step_time_s or 1.0
     rows = [
         {"target": target, "count": int(count), "share": share.get(target, 0.0) / total}
-        for target, count in graph.unknown_ops.items()
+        for target, count in played.whole.unknown_ops.items()
     ]
     return tuple(sorted(rows, key=lambda row: -float(row["share"])))
 
 
-def _detail(played: Played, curve: MemoryCurve, capacity: float) -> Detail:
+def _detail(played: Played, worst: int, curve: MemoryCurve, capacity: float) -> Detail:
     accelerator = played.accelerator
+    ranks = tuple(
+        TracedStep(
+            graph=rank.graph,
+            prices=rank.prices,
+            resident_bytes=_resident(played, rank),
+            allocation_unit_bytes=played.stack.allocation_unit_bytes,
+            optimizer_shards=rank.plan.optimizer_shards,
+        )
+        for rank in played.ranks
+    )
     return Detail(
         program=played.program,
         timeline=played.timeline,
@@ -382,13 +411,8 @@ def _detail(played: Played, curve: MemoryCurve, capacity: float) -> Detail:
         parameters=played.whole.parameter_count(),
         micro_steps=played.spec.micro_steps,
         micro_steps_played=played.micro_steps_played,
-        traced=TracedStep(
-            graph=played.graph,
-            prices=played.prices,
-            resident_bytes=_resident(played),
-            allocation_unit_bytes=played.stack.allocation_unit_bytes,
-            optimizer_shards=played.plan.optimizer_shards,
-        ),
+        traced=ranks[worst],
+        ranks=ranks,
     )
 
 
@@ -402,39 +426,48 @@ def _model_name(spec: RunSpec) -> str:
 
 
 def _op_rows(played: Played) -> tuple[OpRow, ...]:
-    """Ops grouped by module (block numbers as *), price and phase."""
-    graph, prices = played.graph, played.prices
+    """Ops grouped by module (block numbers as *), price and phase, on average over pipeline ranks."""
+    merged: dict[tuple[str, ...], OpRow] = {}
+    for rank in played.ranks:
+        for row in _rank_rows(played, rank):
+            key = (row.module, row.target, row.phase, row.limited_by, row.shape)
+            other = merged.get(key)
+            if other is not None:
+                sums = {name: getattr(row, name) + getattr(other, name) for name in ("count", "time_s", "flops")}
+                row = dataclasses.replace(row, hbm_bytes=row.hbm_bytes + other.hbm_bytes, **sums)
+            merged[key] = row
+    return tuple(sorted(merged.values(), key=lambda row: -row.time_s))
+
+
+def _rank_rows(played: Played, rank: RankPart) -> Iterator[OpRow]:
+    graph, prices = rank.graph, rank.prices
     starred: dict[str, int] = {}
     module = np.array([starred.setdefault(_starred(name), len(starred)) for name in graph.modules], dtype=np.int64)
     names = list(starred)
     key = (module[graph.op_module] * len(Phase) + graph.op_phase) * len(prices.limited_by) + prices.limit
     distinct, first, inverse = np.unique(key, return_index=True, return_inverse=True)
-    times = played.occurrences.astype(np.float64)
+    times = played.occurrences(rank).astype(np.float64)
     sums = {
-        name: np.bincount(inverse, weights=getattr(prices, name) * times, minlength=len(distinct))
+        name: np.bincount(inverse, weights=getattr(prices, name) * times, minlength=len(distinct)) / len(played.ranks)
         for name in ("time_s", "flops", "hbm_bytes")
     }
     counts = np.bincount(inverse, weights=times, minlength=len(distinct))
-    rows = []
     for i, op in enumerate(first.tolist()):
         kind = graph.kinds[graph.op_kind[op]]
         if kind.op_class == "view":
             continue
-        rows.append(
-            OpRow(
-                module=names[module[graph.op_module[op]]],
-                target=kind.target,
-                op_class=kind.op_class,
-                phase=Phase(int(graph.op_phase[op])).name.lower(),
-                count=int(counts[i]),
-                time_s=float(sums["time_s"][i]),
-                flops=float(sums["flops"][i]),
-                hbm_bytes=float(sums["hbm_bytes"][i]),
-                limited_by=prices.limited_by[prices.limit[op]],
-                shape=" x ".join(_shape(graph, spec) for spec in kind.inputs[:3]),
-            )
+        yield OpRow(
+            module=names[module[graph.op_module[op]]],
+            target=kind.target,
+            op_class=kind.op_class,
+            phase=Phase(int(graph.op_phase[op])).name.lower(),
+            count=int(counts[i]),
+            time_s=float(sums["time_s"][i]),
+            flops=float(sums["flops"][i]),
+            hbm_bytes=float(sums["hbm_bytes"][i]),
+            limited_by=prices.limited_by[prices.limit[op]],
+            shape=" x ".join(_shape(graph, spec) for spec in kind.inputs[:3]),
         )
-    return tuple(sorted(rows, key=lambda row: -row.time_s))
 
 
 def _starred(module: str) -> str:

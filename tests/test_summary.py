@@ -266,11 +266,12 @@ def test_only_the_cores_save_energy_at_a_lower_clock() -> None:
     assert slow.moved_energy_j == pytest.approx(fast.moved_energy_j, rel=1e-9)
     assert slow.core_energy_j < 0.95 * fast.core_energy_j
     # every gradient goes over the fabric twice, 7/8 of it each time
-    gradients = fast.plan.trainable * fast.plan.formats.reduce
+    plan, prices = fast.ranks[0].plan, fast.ranks[0].prices
+    gradients = plan.trainable * plan.formats.reduce
     per_byte = fast.accelerator.power.energy_per_byte_j
     links = float(fast.moved_j.sum()) - fast.moved_j[np.array(kinds_of(fast)) == "copy"].sum()
     assert links >= 2 * 7 / 8 * gradients * per_byte["link"]
-    assert fast.moved_energy_j >= links + float(fast.prices.hbm_bytes.sum()) * per_byte["hbm"]
+    assert fast.moved_energy_j >= links + float(prices.hbm_bytes.sum()) * per_byte["hbm"]
 
 
 def kinds_of(played: Played) -> list[str]:

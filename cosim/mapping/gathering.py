@@ -35,7 +35,7 @@ class Gathering:
 
     def gather(self, layer: int, phase: Phase, micro_step: int) -> bool:
         """Bring a unit's parameters here, unless they are; answers whether it had to."""
-        if not self.sharded or layer in self.gathers:
+        if not self.sharded or layer in self.gathers or not self.units[layer].elements:
             return False
         unit, waits = self.units[layer], self._waits(layer, phase)
         appears = None

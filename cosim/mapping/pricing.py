@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,9 @@ from hwmodels.units import InputError
 from hwmodels.work import Attention, Cost, Gemm, Pass
 
 Floats = NDArray[np.float64]
+Access = Literal["stream", "row", "gather", "transpose"]
 # The access pattern of each class that is a pass over memory.
-_ACCESS: Mapping[str, str] = {
+_ACCESS: Mapping[str, Access] = {
     "norm": "row",
     "norm_backward": "row",
     "softmax": "row",
@@ -48,13 +50,10 @@ _ACCESS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What the software decides about a step's kernels: formats of fp32 products, the attention algorithm, sharded
-    updates.
-    """
+    """What the software decides about a step's kernels: formats of fp32 products, the attention algorithm."""
 
     fp32_matmul: str  # "fp32" or "tf32"
     attention: str
-    optimizer_shards: int
     stack: Stack
 
 
@@ -73,12 +72,18 @@ class Prices:
     limit: NDArray[np.int32]
 
 
-def price(graph: OpGraph, accelerator: Accelerator, kernels: Kernels) -> Prices:
-    """The price of every op; raises InputError where the accelerator lacks a format that the step needs."""
+def price(graph: OpGraph, accelerator: Accelerator, kernels: Kernels, optimizer_shards: int) -> Prices:
+    """The price of every op, those of an update that is spread over `optimizer_shards` ranks cut by that.
+
+    Raises InputError where the accelerator lacks a format that the step needs.
+    """
     sharded = ((graph.op_phase == Phase.OPTIMIZER) & ~whole_ops(graph)).astype(np.int64)
     place = graph.op_kind.astype(np.int64) * 2 + sharded
     distinct, inverse = np.unique(place, return_inverse=True)
-    rows = [_price_kind(graph, int(p) // 2, int(p) % 2 == 1, accelerator, kernels) for p in distinct.tolist()]
+    rows = [
+        _price_kind(graph, int(p) // 2, optimizer_shards if p % 2 else 1, accelerator, kernels)
+        for p in distinct.tolist()
+    ]
     numbers = np.array([row[:6] for row in rows], dtype=np.float64).reshape(len(rows), 6)[inverse]
     return Prices(
         time_s=numbers[:, 0],
@@ -94,9 +99,9 @@ def price(graph: OpGraph, accelerator: Accelerator, kernels: Kernels) -> Prices:
 
 
 def _price_kind(
-    graph: OpGraph, kind: int, in_optimizer: bool, accelerator: Accelerator, kernels: Kernels
+    graph: OpGraph, kind: int, shards: int, accelerator: Accelerator, kernels: Kernels
 ) -> tuple[float, float, float, float, float, float, int, str]:
-    works = works_of(graph, graph.kinds[kind], kernels, kernels.optimizer_shards if in_optimizer else 1)
+    works = works_of(graph, graph.kinds[kind], kernels, shards)
     if not works:
         return (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, "nothing")
     costs = [accelerator.cost(work) for work in works]
@@ -215,13 +220,14 @@ def memory_pass(graph: OpGraph, kind: OpKind, shards: int = 1) -> Pass:
     """
     read, write = kind_bytes(graph, kind)
     vector_ops, special_ops = arithmetic(graph, kind)
+    access: Access = kind.attribute("access") or _ACCESS.get(kind.op_class, "stream")
     return Pass(
         read / shards,
         write / shards,
         vector_ops / shards,
         special_ops / shards,
         "fp32",
-        kind.attribute("access") or _ACCESS.get(kind.op_class, "stream"),
+        access,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosim.engine.allocation import round_allocation
-from cosim.engine.program import Label, MemoryProfile, Program, Resource, Stream
+from cosim.engine.program import Label, MemoryProfile, Program, Resource, Sent, Stream
 from cosim.graph import Category, Phase
 from cosim.mapping.builder import ProgramBuilder, picoseconds
 from cosim.mapping.segments import Interference, Segment
@@ -18,8 +18,6 @@ from hwmodels.cluster import Cluster
 from hwmodels.interconnect.collectives import CollectiveCost
 from hwmodels.work import Pass
 
-COMPUTE = 1
-"""The compute stream of a program of one device."""
 COMMUNICATION_PRIORITY = 1
 _TYPICAL_BYTES = 64 * 2**20  # large enough for the algorithm and link tiers that big collectives use
 _NAMES = {
@@ -187,10 +185,11 @@ class Rank:
         cost = self.cluster.collective_cost(self.plan.group.collective(kind, size_bytes))
         where = f"block {layer}" if layer >= 0 else "outside blocks"
         what = f"one {kind.replace('_', '-')} over {self.plan.degree} devices"
+        sent = (Sent(kind, "data", size_bytes),)
         row = self.builder.add(
             self._gather if kind == "all_gather" else self.reduce_stream,
             picoseconds(cost.time_s, what),
-            Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer),
+            Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer, sent=sent),
             depends=depends,
             demands=self._demands(cost),
             host=self._host,
@@ -215,6 +214,21 @@ class Rank:
             host=self._host,
             launch_ps=picoseconds(self.stack.launch_s),
             priority=COMMUNICATION_PRIORITY,
+            micro_step=micro_step,
+        )
+        self.moved_j[row] = cost.energy_j
+        return row
+
+    def pair_reduction(self, cost: CollectiveCost, micro_step: int, after: list[int | None]) -> int:
+        """The sum of gradients that the first and the last pipeline rank both have."""
+        row = self.builder.add(
+            self.reduce_stream,
+            picoseconds(cost.time_s, "the sum of tied gradients"),
+            Label("all-reduce tied parameters", "all_reduce", Phase.BACKWARD.name.lower()),
+            depends=after,
+            demands=self._demands(cost),
+            host=self._host,
+            launch_ps=picoseconds(self.stack.launch_s),
             micro_step=micro_step,
         )
         self.moved_j[row] = cost.energy_j

@@ -110,8 +110,12 @@ def segments(
     interference: Interference,
     optimizer_shards: int,
     compiled: bool = False,
+    edges: list[tuple[int, int]] | None = None,
 ) -> list[Segment]:
-    """The segments of the step, in execution order; those with the same ops share one computation."""
+    """The segments of the step, in execution order; those with the same ops share one computation.
+
+    `edges`: the ranges of ops that become segments; default: see `boundaries`.
+    """
     op_ps = np.rint(prices.time_s * PICOSECONDS_PER_S).astype(np.int64)
     launch_ps = np.rint(prices.kernels * host_times(graph, stack, compiled) * PICOSECONDS_PER_S).astype(np.int64)
     unit_bytes = stack.allocation_unit_bytes
@@ -120,7 +124,7 @@ def segments(
     known: dict[bytes, tuple[int, int, int, float, float]] = {}
     found: list[Segment] = []
     waits = host_reads(graph)
-    for start, stop in boundaries(graph):
+    for start, stop in boundaries(graph) if edges is None else edges:
         ops = slice(start, stop)
         key = prices.limit[ops].tobytes() + launch_ps[ops].tobytes()
         if key not in known:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosim.graph import Category, OpGraph, Phase
+from cosim.graph import Category, Ints, OpGraph, Phase
 from cosim.parallel.groups import Group
 from cosim.techniques.optimizers import NO_TRAFFIC, UpdateTraffic
 from cosim.techniques.precision import StepFormats
@@ -104,9 +104,13 @@ def plan(
     bucket_bytes: int,
     first_bucket_bytes: int,
     update: UpdateTraffic = NO_TRAFFIC,
+    chunk: Ints | None = None,
 ) -> DataParallelPlan:
-    """The plan of one rank that shares its parameters with the others of `group`."""
-    units = _units(graph)
+    """The plan of one rank that shares its parameters with the others of `group`.
+
+    `chunk`, of a pipeline rank, is the chunk of each op: its units are chunks instead of blocks.
+    """
+    units = _units(graph) if chunk is None else _chunk_units(graph, chunk)
     buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
     overlap = (overlap_gradients, overlap_parameters)
     return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, _buffer_bytes(graph))
@@ -135,6 +139,20 @@ def _units(graph: OpGraph) -> tuple[Unit, ...]:
         Unit(layer, sum(n for n, _ in held), sum(n for n, trainable in held if trainable), len(held))
         for layer, held in layers.items()
     )
+
+
+def _chunk_units(graph: OpGraph, chunk: Ints) -> tuple[Unit, ...]:
+    """One unit per pipeline chunk, a parameter in that which first reads it; and an empty root."""
+    first_use = _first_forward_use(graph)
+    held: dict[int, list[tuple[int, bool]]] = {int(c): [] for c in np.unique(chunk[chunk >= 0])}
+    for storage, parameter in {p.storage: p for p in graph.parameters}.items():
+        home = int(chunk[first_use[storage]]) if storage in first_use else min(held)
+        held[home].append((math.prod(graph.shapes[parameter.spec]), parameter.trainable))
+    units = [
+        Unit(layer, sum(n for n, _ in own), sum(n for n, trainable in own if trainable), len(own))
+        for layer, own in held.items()
+    ]
+    return (Unit(ROOT, 0, 0, 0), *units)
 
 
 def _buckets(graph: OpGraph, itemsize: int, bucket_bytes: int, first_bucket_bytes: int) -> tuple[Bucket, ...]:

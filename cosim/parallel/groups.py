@@ -47,6 +47,12 @@ class Groups:
     expert_data: Group  # those that hold the same experts
     pipeline: Group
 
+    @property
+    def distinct(self) -> tuple[Group, ...]:
+        """All groups that a rank has a communicator for; those of experts count where experts are divided."""
+        experts = (self.expert, self.expert_data) if self.expert.size > 1 else ()
+        return (self.tensor, self.context, self.data, self.pipeline, *experts)
+
     def of(self, name: str) -> Group:
         """The group that a collective of a rank's graph names."""
         found = {"tensor": self.tensor, "context": self.context, "expert": self.expert}

@@ -188,12 +188,23 @@ def _rank_graph(
         op_layer=graph.op_layer[at],
         op_inputs=op_inputs,
         op_outputs=op_outputs,
+        storage_category=np.where(
+            _used(graph, op_inputs, op_outputs), graph.storage_category, Category.TEMPORARY
+        ).astype(np.int8),
         storage_alloc=alloc,
         storage_free=free,
         parameters=tuple(p for p in graph.parameters if p.storage in parameters),
         blocks=tuple(block for block in (_held_block(block, layers) for block in graph.blocks) if block.layers),
     )
     return RankGraph(made, at, op_chunk[at])
+
+
+def _used(graph: OpGraph, op_inputs: Csr, op_outputs: Csr) -> Bools:
+    """Which storages a rank has anything of: what it does not touch, weights of other ranks, is not in its memory."""
+    used = np.zeros(len(graph.storage_alloc), dtype=np.bool_)
+    for rows in (op_inputs, op_outputs):
+        used[graph.tensor_storage[rows.indices]] = True
+    return used
 
 
 def _held_block(block: Block, layers: Iterable[int]) -> Block:

@@ -15,11 +15,7 @@ _NONE = (None,)
 MODELLED: Mapping[str, tuple[object, ...]] = {
     "workload.task": ("pretrain",),
     "system.anchor": _NONE,
-    "parallel.pipeline": _ONE,
     "parallel.hybrid_shard": (False,),
-    "parallel.schedule": _NONE,
-    "parallel.virtual_stages": _ONE,
-    "parallel.stage_layers": _NONE,
     "training.framework": (
         *("pytorch", "composer", "torchtitan", "megatron-lm", "megatron-core", "megatron-deepspeed", "nemo"),
         *("maxtext", "tensorflow", "paddle"),

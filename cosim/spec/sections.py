@@ -354,7 +354,10 @@ class TrainingSpec(Section):
         Literal["unfused", "flash", "flash-triton", "flash-1", "flash-2", "flash-3", "cudnn"],
         Field(description="Attention kernel; flash is the framework's choice for the chip"),
     ] = "flash"
-    dropout: Annotated[Share, Field(description="Probability of dropout, on attention and residual branches")] = 0.0
+    dropout: Annotated[
+        Share | None,
+        Field(description="Probability of dropout, on attention and residual branches; default: the framework's"),
+    ] = None
     techniques: Annotated[
         Annotated[tuple[Technique, ...], BeforeValidator(_as_tuple)],
         Field(description="Techniques in the order in which they apply: a name, or {name: parameters}"),

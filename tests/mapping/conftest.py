@@ -116,7 +116,7 @@ def _step(
         bucket_bytes=bucket_bytes,
         first_bucket_bytes=2**14,
     )
-    prices = price(graph, chip, Kernels("tf32", "flash-2", made.optimizer_shards, stack))
+    prices = price(graph, chip, Kernels("tf32", "flash-2", stack), made.optimizer_shards)
     parts = segments(graph, prices, stack, interference(made, cluster), made.optimizer_shards, compiled)
     program, _ = build_program(made, parts, cluster, stack, micro_steps)
     return Step(graph, made, stack, parts, program, engine.play(program))

@@ -19,7 +19,7 @@ Step = Callable[..., Any]
 @pytest.mark.parametrize("name", ["gpt", "llama"])
 def test_products_are_priced_with_the_flops_that_the_trace_counts(step: Step, name: str, h100: Accelerator) -> None:
     graph = step(name).graph
-    prices = price(graph, h100, Kernels("tf32", "flash-2", 1, stacks.load("pytorch")))
+    prices = price(graph, h100, Kernels("tf32", "flash-2", stacks.load("pytorch")), 1)
     matrix = np.array(
         [kind.op_class in ("matmul", "attention", "attention_backward") for kind in graph.kinds], dtype=np.bool_
     )[graph.op_kind]
@@ -34,7 +34,7 @@ def test_products_are_priced_with_the_flops_that_the_trace_counts(step: Step, na
 def test_a_sharded_update_moves_its_share(step: Step, h100: Accelerator) -> None:
     graph = step("gpt").graph
     stack = stacks.load("pytorch")
-    whole, part = (price(graph, h100, Kernels("tf32", "flash-2", shards, stack)) for shards in (1, 8))
+    whole, part = (price(graph, h100, Kernels("tf32", "flash-2", stack), shards) for shards in (1, 8))
     update = graph.op_phase == Phase.OPTIMIZER
     assert part.hbm_bytes[update].sum() == pytest.approx(whole.hbm_bytes[update].sum() / 8)
     assert (part.hbm_bytes[~update] == whole.hbm_bytes[~update]).all()
@@ -59,7 +59,7 @@ def test_a_segments_span_is_that_of_kernels_launched_one_by_one(step: Step, h100
     """Brute force: kernel k starts when it has been launched and the one before has ended."""
     played = step("gpt")
     graph, stack = played.graph, played.stack
-    prices = price(graph, h100, Kernels("tf32", "flash-2", played.plan.optimizer_shards, stack))
+    prices = price(graph, h100, Kernels("tf32", "flash-2", stack), played.plan.optimizer_shards)
     host = host_times(graph, stack, False)
     for part in played.segments[:6]:
         launched = end = 0.0

@@ -88,8 +88,9 @@ def test_frozen_parameters_are_gathered_and_not_reduced(planned: Planned, traced
     graph = traced("untied")
     frozen = tuple(dataclasses.replace(p, trainable="embedding" not in p.name) for p in graph.parameters)
     from cosim.parallel.data_parallel import plan as make
+    from cosim.parallel.groups import group
 
-    still = {"degree": 8, "per_node": 8, "overlap_gradients": True, "overlap_parameters": True}
+    still = {"group": group(8, 1, 8, 8), "overlap_gradients": True, "overlap_parameters": True}
     size = {"bucket_bytes": 2**16, "first_bucket_bytes": 2**14, "formats": StepFormats(2, 4, 4, 2, 4, 8)}
     plan = make(dataclasses.replace(graph, parameters=frozen), zero=0, **still, **size)  # type: ignore[arg-type]
     learning = graph.parameter_count() - 300 * 64

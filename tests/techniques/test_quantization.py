@@ -266,11 +266,11 @@ def test_speed_of_one_linear_layer_on_h100_is_torchaos(shape: tuple[int, int, in
     """
     graph = linear(*shape)
     chip = load("h100-sxm-80gb")
-    kernels = Kernels("fp32", "flash-2", 1, STACK)
+    kernels = Kernels("fp32", "flash-2", STACK)
 
     def time(g: OpGraph) -> float:
         classes = np.array([k.op_class in ("matmul", "quantize") for k in g.kinds])[g.op_kind]
-        return float(price(g, chip, kernels).time_s[classes].sum())
+        return float(price(g, chip, kernels, 1).time_s[classes].sum())
 
     gain = time(graph) / time(quantize(graph, CURRENT, True))
     assert gain == pytest.approx(published, rel=0.15)
