@@ -132,10 +132,8 @@ class _Owners:
     def _spread(self, op: int) -> None:
         inputs, outputs = self.storages(op)
         count = self.lists[op]
-        groups = range(count) if count else range(1)
-        for i in groups:
-            mine = [s for place, s in enumerate(inputs) if not count or place % count == i]
-            mine += [s for place, s in enumerate(outputs) if not count or place % count == i]
+        for i in range(count or 1):
+            mine = [*inputs[i::count], *outputs[i::count]] if count else [*inputs, *outputs]
             owners = {self.of[s] for s in mine if s in self.of}
             if len(owners) == 1:
                 owner = owners.pop()
@@ -160,17 +158,16 @@ def _rank_graph(
     outputs: list[list[int]] = []
     source: list[int] = []
     op_kind: list[int] = []
-    for op in range(len(graph)):
+    in_update = graph.op_phase == Phase.OPTIMIZER
+    for op in np.flatnonzero(in_update | (op_rank == rank)).tolist():
         ins, outs = graph.op_inputs.row(op).tolist(), graph.op_outputs.row(op).tolist()
         number = int(graph.op_kind[op])
-        if graph.op_phase[op] == Phase.OPTIMIZER:
+        if in_update[op]:
             part = _part_of_update(graph, op, ins, outs, parameters, owners)
             if part is None:
                 continue
             kind, ins, outs = part
             number = kinds.setdefault(kind, len(kinds))
-        elif op_rank[op] != rank:
-            continue
         source.append(op)
         op_kind.append(number)
         inputs.append(ins)
@@ -230,15 +227,11 @@ def _part_of_update(
             place for place, s in enumerate(in_storages) if owners.of.get(s, -1) in parameters or s not in owners.of
         ]
         return _restricted(kind, ins, outs, kept, list(range(len(outs))))
-    mine = [
-        i
-        for i in range(count)
-        if any(owners.of.get(s) in parameters for s in in_storages[i : count * (len(ins) // count) : count])
-    ]
-    if not mine:
-        return None
-    whole = set(mine)
     lists = count * (len(ins) // count)
+    held = {s for s in in_storages if owners.of.get(s) in parameters}
+    whole = {i for i in range(count) if not held.isdisjoint(in_storages[i:lists:count])}
+    if not whole:
+        return None
     kept = [place for place in range(len(ins)) if place >= lists or place % count in whole]
     made = [place for place in range(len(outs)) if len(outs) % count or place % count in whole]
     return _restricted(kind, ins, outs, kept, made)
