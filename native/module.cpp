@@ -15,6 +15,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "engine/binding.h"
 #include "kernels/kernels.h"
 
 namespace nb = nanobind;
@@ -167,4 +168,5 @@ NB_MODULE(_core, m) {
     m.def("stream_triad", &stream_triad, "b"_a, "c"_a, "scalar"_a, "out"_a, "threads"_a);
     m.def("cuda_info", &cuda_info);
     m.def("cpu_instructions", &cosim::gemm_cpu_instructions);
+    cosim::engine::bind(m);
 }

@@ -29,7 +29,8 @@ To the picosecond, for tasks with demands:
 - A task keeps three numbers: `remaining` (float64, first work_ps), `since` (first its start) and `speed` (first 0).
   When a change at `now` gives it another speed s (one that is equal leaves everything as it is, so nothing is
   rounded twice): remaining = max(0, remaining - speed * (now - since)); since = now; speed = s; and its work will
-  be done at now + max(1, ceil(remaining / s)); never, if s is 0 or the quotient is 2**62 or more.
+  be done at now + max(1, ceil(remaining / s)); never, if s is 0, the quotient 2**62 or more, or that time 2**63 - 1
+  or more.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ import numpy as np
 import simpy
 
 from cosim.engine.check import check
+from cosim.engine.deadlock import UNKNOWN, who_waits
 from cosim.engine.program import DeadlockError, Program, Timeline
 from cosim.engine.shared_work import SharedWork
 
 Steps = Generator[simpy.Event, Any, None]
-UNKNOWN = -1
 
 
 class SimpyEngine:
@@ -61,9 +61,10 @@ class _Play:
         for tasks in _queues(self.program.stream.tolist(), len(self.program.streams)):
             self.env.process(self.stream(tasks))
         self.env.run()
+        timeline = Timeline(*(np.array(times, dtype=np.int64) for times in (self.issue, self.start, self.end)))
         if UNKNOWN in self.end:
-            raise DeadlockError(self.who_waits())
-        return Timeline(*(np.array(times, dtype=np.int64) for times in (self.issue, self.start, self.end)))
+            raise DeadlockError(who_waits(self.program, timeline))
+        return timeline
 
     def host_thread(self, tasks: list[int]) -> Steps:
         """Issues its tasks one after another; `clock` runs ahead of the simulated time until it has to wait."""
@@ -121,35 +122,6 @@ class _Play:
             self.meetings[number].succeed()
         else:
             yield self.meetings[number]
-
-    def who_waits(self) -> str:
-        """One sentence about the first streams that can never go on."""
-        program = self.program
-        blocked = []
-        for index, tasks in enumerate(_queues(program.stream.tolist(), len(program.streams))):
-            task = next((task for task in tasks if self.end[task] == UNKNOWN), None)
-            if task is not None:
-                blocked.append(f"{program.streams[index].name}: {self.name(task)} waits for {self.reason(task)}")
-        more = f"; and {len(blocked) - 4} more streams" if len(blocked) > 4 else ""
-        return "tasks wait for each other: " + "; ".join(blocked[:4]) + more
-
-    def reason(self, task: int) -> str:
-        if self.issue[task] == UNKNOWN:
-            host = int(self.program.host[task])
-            issued = np.flatnonzero((self.program.host == host) & (np.array(self.issue) != UNKNOWN))
-            return f"its host thread, which waits for {self.name(int(issued[-1]))} to end"
-        for before in self.depends[task]:
-            if self.end[before] == UNKNOWN:
-                return f"{self.name(before)} to end"
-        if self.start[task] == UNKNOWN:
-            others = [t for t, number in enumerate(self.rendezvous) if number == self.rendezvous[task] and t != task]
-            late = [t for t in others if self.start[t] == UNKNOWN]
-            return f"its rendezvous with {', '.join(self.name(t) for t in late[:3])}"
-        return "a share of its resources that is too small to count"
-
-    def name(self, task: int) -> str:
-        label = self.program.labels[self.program.label[task]]
-        return f"task {task} ({label.name}{f', layer {label.layer}' if label.layer >= 0 else ''})"
 
 
 def _queues(owner: list[int], owners: int) -> list[list[int]]:

@@ -1,14 +1,16 @@
-"""Kernels in C++ and CUDA, to check the simulator's hardware models against and to run real steps with.
+"""The simulator's engine in C++; kernels in C++ and CUDA, to check its hardware models against and run real steps with.
 
-Arrays are NumPy arrays or PyTorch tensors, float32 and contiguous. They are used where they lie, never copied or
-converted, and `gemm` runs where its arrays are, on a CPU or a CUDA device.
+The kernels' arrays are NumPy arrays or PyTorch tensors, float32 and contiguous. They are used where they lie, never
+copied or converted, and `gemm` runs where its arrays are, on a CPU or a CUDA device. `play_columns` is for
+`cosim.engine`, which checks what it is given.
 """
 
 from typing import Any, NamedTuple
 
 from cosim_native import _core
+from cosim_native._core import play_columns
 
-__all__ = ["CudaInfo", "cpu_instructions", "cuda_info", "gemm", "stream_copy", "stream_triad"]
+__all__ = ["CudaInfo", "cpu_instructions", "cuda_info", "gemm", "play_columns", "stream_copy", "stream_triad"]
 
 
 class CudaInfo(NamedTuple):

@@ -1,4 +1,4 @@
-"""The engine against a twin that applies the sentences of `cosim.engine.program` one by one, at every picosecond.
+"""Each engine against a twin that applies the sentences of `cosim.engine.program` one by one, at every picosecond.
 
 The twin shares only the speeds' arithmetic, which test_sharing.py checks by itself.
 """
@@ -7,12 +7,15 @@ import dataclasses
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosim.engine import DeadlockError, play
 from cosim.engine.sharing import speeds
 from cosim.engine.task import Task, program_of
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 STREAMS, HOSTS = 3, 2
 NAMES = ["a", "b", "c", "host 0", "host 1"]

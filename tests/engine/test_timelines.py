@@ -1,4 +1,4 @@
-"""Timelines in closed form: what the engine must answer where anyone can work it out."""
+"""Timelines in closed form: what each engine must answer where anyone can work it out."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,8 @@ import pytest
 from cosim.engine import DeadlockError, play
 from cosim.engine.program import PICOSECONDS_PER_S, Label
 from cosim.engine.task import Task, program_of
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 
 def ends(tasks, streams=("compute",), resources=()):
