@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosim.engine.program import MemoryProfile, Program
+from cosim.engine.program import MemoryProfile, Program, Sent
 from cosim.graph import Phase
 from cosim.mapping.builder import ProgramBuilder
 from cosim.mapping.data_parallel import RankStep
@@ -34,6 +34,7 @@ from hwmodels.cluster import Cluster
 from hwmodels.interconnect.collectives import CollectiveCost
 
 Key = tuple[Pass, int]  # what, chunk
+_BACKWARD = (Pass.INPUT_GRADIENT, Pass.WEIGHT_GRADIENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,12 @@ def passes(stage: Stage, prices: Prices, cluster: Cluster, stack: Stack, compile
     for segment in made([e for e in fine if e[1] <= first]):
         at, what = int(chunk[segment.start]), _what(graph.op_phase[segment.start], stage.late[segment.start], splits)
         found.parts.setdefault((what, at), []).append(_named(segment, what, at, condense=False))
+    if splits:  # some schedules do both parts of a backward at once
+        edges = {at: [found.whole[what, at] for what in _BACKWARD] for at in np.unique(chunk[chunk >= 0]).tolist()}
+        both = made([(first_part.start, last_part.stop) for first_part, last_part in edges.values()])
+        for at, segment in zip(edges, both, strict=True):
+            found.whole[Pass.BACKWARD, at] = _named(segment, Pass.BACKWARD, at)
+            found.parts[Pass.BACKWARD, at] = [part for what in _BACKWARD for part in found.parts[what, at]]
     return found
 
 
@@ -208,6 +215,13 @@ class _Wires:
         gather = self.cluster.collective_cost(tensor.collective("all_gather", size))
         return dataclasses.replace(cost, time_s=cost.time_s + gather.time_s, energy_j=cost.energy_j + gather.energy_j)
 
+    def sent(self, size: int) -> tuple[Sent, ...]:
+        """What each rank sends of such a message, and what ranks do behind it that each got a part."""
+        tensor = self.groups.tensor.size
+        if tensor == 1 or not self.stack.pipeline_messages_sharded:
+            return (Sent("send_recv", "pipeline", size),)
+        return Sent("send_recv", "pipeline", size / tensor), Sent("all_gather", "tensor", size)
+
     def _pair(self, sender: int, receiver: int) -> Group:
         stage, domain = self.groups.pipeline.stride, self.cluster.domain
         together = sender * stage // domain == receiver * stage // domain
@@ -259,7 +273,9 @@ def _send(rank: _StageRank, action: Action, row: int, wires: _Wires, sender: int
     size = boundary.forward_bytes if forward else boundary.backward_bytes
     cost = wires.cost(size, sender, receiver)
     phase = Phase.FORWARD if forward else Phase.BACKWARD
-    sent = rank.rank.message("forward" if forward else "backward", cost, phase, action.micro_batch, row)
+    sent = rank.rank.message(
+        "forward" if forward else "backward", cost, wires.sent(size), phase, action.micro_batch, row
+    )
     if not rank.stack.pipeline_messages_overlap:
         rank.blocked = [sent]
     return sent
@@ -276,7 +292,7 @@ def _close(ranks: list[_StageRank], pipeline: Pipeline, wires: _Wires) -> None:
         cost = wires.cluster.collective_cost(pair.collective("all_reduce", size))
         for rank, other in ((first, last), (last, first)):
             after = [rank.rank.last_compute, other.rank.last_compute, *rank.step.gradients.reductions]
-            rank.step.gradients.reductions.append(rank.rank.pair_reduction(cost, rank.last, after))
+            rank.step.gradients.reductions.append(rank.rank.pair_reduction(size, cost, rank.last, after))
     together: list[int | None] = []
     if ranks[0].stack.gradient_clipping:
         together = [rank.rank.last_compute for rank in ranks]

@@ -201,14 +201,16 @@ class Rank:
         self.moved_j[row] = cost.energy_j
         return row
 
-    def message(self, direction: str, cost: CollectiveCost, phase: Phase, micro_step: int, after: int) -> int:
+    def message(
+        self, direction: str, cost: CollectiveCost, sent: tuple[Sent, ...], phase: Phase, micro_step: int, after: int
+    ) -> int:
         """A message to the next (or the previous) pipeline stage, in the stream of its direction."""
         if direction not in self._messages:
             self._messages[direction] = self.builder.stream(Stream(f"send {direction}", self._device, "communication"))
         row = self.builder.add(
             self._messages[direction],
             picoseconds(cost.time_s, "one message between pipeline stages"),
-            Label(f"send {direction}", "send_recv", phase.name.lower()),
+            Label(f"send {direction}", "send_recv", phase.name.lower(), sent=sent),
             depends=[after],
             demands=self._demands(cost),
             host=self._host,
@@ -219,12 +221,13 @@ class Rank:
         self.moved_j[row] = cost.energy_j
         return row
 
-    def pair_reduction(self, cost: CollectiveCost, micro_step: int, after: list[int | None]) -> int:
+    def pair_reduction(self, size: float, cost: CollectiveCost, micro_step: int, after: list[int | None]) -> int:
         """The sum of gradients that the first and the last pipeline rank both have."""
+        sent = (Sent("all_reduce", "tied", size),)
         row = self.builder.add(
             self.reduce_stream,
             picoseconds(cost.time_s, "the sum of tied gradients"),
-            Label("all-reduce tied parameters", "all_reduce", Phase.BACKWARD.name.lower()),
+            Label("all-reduce tied parameters", "all_reduce", Phase.BACKWARD.name.lower(), sent=sent),
             depends=after,
             demands=self._demands(cost),
             host=self._host,
