@@ -1,19 +1,22 @@
-"""How many tasks a second the reference engine plays, and how many events a second memory adds up."""
+"""How many tasks a second the engines play, native beside SimPy's, and how many events a second memory adds up."""
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cosim.engine.program import MemoryProfile, Program, Timeline
+from cosim.engine.native_engine import NativeEngine
+from cosim.engine.program import MemoryProfile, Program, Stream, Timeline
 from cosim.engine.simpy_engine import SimpyEngine
 from cosim.engine.task import Task, program_of
 from cosim.memory import memory_over_time
 
 TASKS = 20_000
+DEVICES, LAYERS, STEPS = 8, 40, 208  # of the step on many devices: 8 x 3 x 40 x 208 = 200 thousand tasks
 
 
-def _program(streams: int, sharing: bool) -> Program:
+def _streams(streams: int, sharing: bool) -> Program:
     """Kernels in turn on all streams, issued by one host thread; every fifth waits for the one before it."""
     work = np.random.default_rng(0).integers(1_000_000, 9_000_000, TASKS).tolist()
     tasks = [
@@ -30,17 +33,63 @@ def _program(streams: int, sharing: bool) -> Program:
     return program_of(tasks, [*(f"stream {i}" for i in range(streams)), "host"], [1.0])
 
 
-@pytest.mark.parametrize("streams", [1, 8])
-@pytest.mark.parametrize("sharing", [False, True], ids=["alone", "sharing"])
-def test_engine(benchmark: Any, capsys: Any, streams: int, sharing: bool) -> None:
-    program = _program(streams, sharing)
-    benchmark.extra_info["tasks"] = TASKS
-    benchmark.pedantic(SimpyEngine().play, args=(program,), rounds=5, warmup_rounds=1)
+def _step_on_many_devices() -> Program:
+    """Two kernels per layer and device, which hold its cores, and a collective of all that takes some of them.
+
+    Every device has a host thread, a compute and a communication stream; a layer's collective runs beside its second
+    kernel, and the next layer waits for it.
+    """
+    work = np.random.default_rng(0).integers(10_000_000, 90_000_000, (STEPS * LAYERS, DEVICES, 3)).tolist()
+    tasks: list[Task] = []
+    for layer in range(STEPS * LAYERS):
+        for device in range(DEVICES):
+            compute, communication, host = 3 * device, 3 * device + 1, 3 * device + 2
+            row, times, cores = len(tasks), work[layer][device], 2 * device
+            before = (row - 3 * DEVICES + 2,) if layer else ()
+            kernel = {"stream": compute, "host": host, "launch_ps": 5_000_000, "demands": ((cores, 1.0),)}
+            tasks += [
+                Task(work_ps=times[0], depends=before, **kernel),
+                Task(work_ps=times[1], **kernel),
+                Task(
+                    communication,
+                    times[2],
+                    host=host,
+                    launch_ps=5_000_000,
+                    priority=1,
+                    rendezvous=layer,
+                    depends=(row,),
+                    demands=((cores, 0.15), (cores + 1, 1.0)),
+                ),
+            ]
+    streams = [Stream(f"{kind} {i}", i, kind) for i in range(DEVICES) for kind in ("compute", "communication", "host")]
+    return program_of(tasks, streams, [1.0] * (2 * DEVICES))
+
+
+PROGRAMS = {
+    "1 stream that shares nothing": lambda: _streams(1, False),
+    "8 streams that share nothing": lambda: _streams(8, False),
+    "1 stream on a resource": lambda: _streams(1, True),
+    "8 streams that share a resource": lambda: _streams(8, True),
+    "a step on 8 devices": _step_on_many_devices,
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_engine(benchmark: Any, capsys: Any, name: str) -> None:
+    program = PROGRAMS[name]()
+    started = time.perf_counter()
+    expected = SimpyEngine().play(program)
+    simpy_s = time.perf_counter() - started
+    timeline = benchmark.pedantic(NativeEngine().play, args=(program,), rounds=15, warmup_rounds=2)
+    assert timeline.end_ps.tolist() == expected.end_ps.tolist()
+    benchmark.extra_info |= {"tasks": len(program), "simpy_s": simpy_s}
     if benchmark.stats is not None:
+        native_s = benchmark.stats.stats.median
         with capsys.disabled():
-            how = "share a resource" if sharing else "share nothing"
-            rate = TASKS / benchmark.stats.stats.median
-            print(f"\nsimpy engine: {streams} streams that {how}: {rate:,.0f} tasks/s")
+            print(
+                f"\n{name}, {len(program):,} tasks: native {len(program) / native_s:,.0f} tasks/s, "
+                f"simpy {len(program) / simpy_s:,.0f} tasks/s, {simpy_s / native_s:.0f} times"
+            )
 
 
 def test_memory(benchmark: Any, capsys: Any) -> None:
