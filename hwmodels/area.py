@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hwmodels.matrix_units.systolic_array import SystolicArray
+from hwmodels.matrix_units.unit import MatrixUnit
+from hwmodels.memory.hbm import Hbm
 from hwmodels.memory.technologies import TECHNOLOGIES
 from hwmodels.number_formats import COMPUTES_AS
 from hwmodels.parameters import Section
@@ -50,8 +52,9 @@ _USD_PER_GB = {"hbm2": 7.0, "hbm2e": 7.0, "hbm3": 16.0, "hbm3e": 16.5, "hbm4": 2
 _USD_PER_GB_OTHER = 3.5
 _ON_THE_DIE = (
     "area.cores_made",
-    "matrix.",
-    "vector.",
+    "matrix",
+    "vector",
+    "special_function",
     "memory.sram",
     "memory.hbm.stacks",
     "memory.hbm.technology",
@@ -136,7 +139,7 @@ def area_of(chip: "Accelerator", silicon: Silicon) -> Area:
     share = cores / total
     good = die_yield(die, process.defects_per_mm2, share, silicon.cores_made // dies, chip.cores // dies)
     dies_usd = dies * process.wafer_usd / (dies_per_wafer(die) * good)
-    memory_usd = chip.memory.hbm.capacity_bytes / 1e9 * _USD_PER_GB.get(chip.memory.hbm.technology, _USD_PER_GB_OTHER)
+    memory_usd = _memory_usd(chip.memory.hbm)
     stacked = chip.memory.hbm.technology.startswith("hbm")
     carrier = (
         (dies * die + chip.memory.hbm.stacks * _STACK_MM2) * _INTERPOSER_USD_PER_MM2
@@ -183,8 +186,12 @@ def _cores_mm2(chip: "Accelerator", process: Process) -> float:
     """All cores that are sold: lanes with their control, multipliers (the widest use of shared ones), registers,
     shared memory, ports.
     """
-    lanes, unit = chip.vector.lanes, chip.matrix
-    lane = _FPU64 * (23.0 / 52.0) ** 2 + _INT32 + _CONTROL + _FPU64 * min(1.0, chip.vector.formats.get("fp64", 0.0))
+    fp32 = _FPU64 * (23.0 / 52.0) ** 2 + _INT32 + _CONTROL
+    lanes = sum(unit.lanes * (fp32 + _FPU64 * min(1.0, unit.formats.get("fp64", 0.0))) for unit in chip.vectors)
+    return _logic_mm2(lanes, process) + sum(_unit_mm2(unit, process) for unit in chip.matrices)
+
+
+def _unit_mm2(unit: MatrixUnit, process: Process) -> float:
     if isinstance(unit, SystolicArray):
         cell = max(
             rate * _multiplier(name)
@@ -192,11 +199,17 @@ def _cores_mm2(chip: "Accelerator", process: Process) -> float:
             if rate >= min(1.0, max(unit.formats.values()))
         )
         cell *= _CELL_BF16 / _multiplier("bf16")
-        return _logic_mm2(unit.rows * unit.columns * unit.count * cell + lanes * lane, process)
+        return _logic_mm2(unit.rows * unit.columns * unit.count * cell, process)
     macs = max(rate * _multiplier(name) for name, rate in unit.formats.items()) if unit.formats else 0.0
     near = _REGISTERS + float(getattr(unit, "shared_memory_bytes", 0.0))
-    logic = _logic_mm2(unit.cores * (macs + _PORT) + lanes * lane, process)
+    logic = _logic_mm2(unit.cores * (macs + _PORT), process)
     return logic + unit.cores * near * _CACHE_MM2_PER_BYTE * process.sram_cell_mm2 / _SEVEN.sram_cell_mm2
+
+
+def _memory_usd(memory: Hbm) -> float:
+    if not memory.stacks:  # on the chip
+        return 0.0
+    return memory.capacity_bytes / 1e9 * _USD_PER_GB.get(memory.technology, _USD_PER_GB_OTHER)
 
 
 def _sram_mm2(chip: "Accelerator", process: Process) -> float:
@@ -207,6 +220,8 @@ def _sram_mm2(chip: "Accelerator", process: Process) -> float:
 
 def _memory_interface_mm2(chip: "Accelerator", process: Process) -> float:
     memory = chip.memory.hbm
+    if not memory.stacks:  # on the chip
+        return 0.0
     if memory.technology.startswith("hbm"):
         return memory.stacks * (_HBM_PHY + _logic_mm2(_HBM_CONTROLLER, process))
     units = memory.stacks * TECHNOLOGIES[memory.technology].pins / 32.0

@@ -82,7 +82,7 @@ def resolve(reference: str | Mapping[str, Any], where: str = "accelerator", abov
         path = LIBRARY / f"{reference}.yaml"
     else:
         close = _meant(reference)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(names())}"
+        hint = f"did you mean {' or '.join(close)}?" if close else "`cosim hw list` has the names"
         raise InputError(f"{where}: no accelerator is called {reference!r:.80}; {hint}")
     key = str(path.resolve())
     if key in above:

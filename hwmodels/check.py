@@ -7,8 +7,7 @@ from typing import Any
 
 from hwmodels import catalog
 from hwmodels.accelerator import Accelerator, build
-from hwmodels.describe import WORDS
-from hwmodels.memory.hbm import interface_bytes_per_s
+from hwmodels.describe import is_word
 from hwmodels.parameters import PROVENANCE, Section
 from hwmodels.units import InputError, format_quantity
 
@@ -63,8 +62,7 @@ def _implausible(chip: Accelerator) -> Iterator[str]:
                     allowed = " to ".join(format_quantity(bound, dimension) for bound in (low, high))
                     meant = _meant(value, low, high, dimension)
                     yield f"{entry.path}: {entry.value} is implausible; usual are {allowed}{meant}"
-    hbm = chip.memory.hbm
-    pins = interface_bytes_per_s(hbm.technology, hbm.stacks)
+    hbm, pins = chip.memory.hbm, chip.memory.hbm.pins_bytes_per_s
     if hbm.bandwidth_bytes_per_s < _SLOWEST_PINS * pins:
         rate, of_pins = (format_quantity(one, "bandwidth") for one in (hbm.bandwidth_bytes_per_s, pins))
         meant = _meant(hbm.bandwidth_bytes_per_s, _SLOWEST_PINS * pins, 2.0 * pins, "bandwidth")
@@ -86,6 +84,9 @@ def _related(chip: Accelerator) -> Iterator[str]:
     """Parts that do not fit each other."""
     hbm, sram = chip.memory.hbm.bandwidth_bytes_per_s, chip.memory.sram.bandwidth_bytes_per_s
     beside = format_quantity(hbm, "bandwidth")
+    if not chip.memory.hbm.stacks:
+        size = format_quantity(chip.memory.hbm.capacity_bytes, "data")
+        yield f"memory.hbm is left out: the chip has no memory but the {size} on it"
     if sram < hbm:
         rate = format_quantity(sram, "bandwidth")
         yield f"memory.sram.bandwidth: {rate} is less than the {beside} of the memory behind it; it holds that back"
@@ -98,7 +99,7 @@ def _related(chip: Accelerator) -> Iterator[str]:
         peak = chip.peak_flops(format)
         shown = format_quantity(peak, "compute")
         if peak / hbm > _HIGHEST_BALANCE:
-            unit = "matrix" if format in chip.matrix.formats else "vector"
+            unit = "matrix" if any(format in one.formats for one in chip.matrices) else "vector"
             yield f"{unit}.formats.{format}: a peak of {shown} is {peak / hbm:,.0f} FLOP per byte of memory.hbm"
         draw = chip.power.energy_j(peak, format, {})
         if draw > _HIGHEST_DRAW * chip.power_limit_w:
@@ -134,7 +135,7 @@ def _half_digit(written: Any, value: float) -> float:
 
 
 def _sourceless(chip: Accelerator) -> Iterator[str]:
-    silent = [entry.path for entry in chip.provenance if entry.kind == "none" and entry.path not in WORDS]
+    silent = [entry.path for entry in chip.provenance if entry.kind == "none" and not is_word(entry.path)]
     if silent:
         kinds = ", ".join(PROVENANCE[:4])
         yield f"{len(silent)} values say not where they come from ({kinds}): {', '.join(dict.fromkeys(silent))}"

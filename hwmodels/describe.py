@@ -1,6 +1,7 @@
 """An accelerator in words: its parts, the peaks that follow from them, and machine balance."""
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,12 +11,13 @@ from hwmodels.area import Area
 from hwmodels.catalog import si_value
 from hwmodels.interconnect.links import Link
 from hwmodels.matrix_units.systolic_array import SystolicArray
+from hwmodels.matrix_units.unit import MatrixUnit
 from hwmodels.number_formats import FORMATS
 from hwmodels.parameters import NOTES
 from hwmodels.units import format_quantity
 
 # What says what a thing is, not how much: it needs no source.
-WORDS = frozenset({"name", "title", "architecture", "process", "matrix.unit"})
+_WORDS = frozenset({"name", "title", "architecture", "process", "matrix.unit"})
 _KINDS = {
     "source": "from sources",
     "fitted_on": "fitted",
@@ -28,13 +30,21 @@ _UNSOURCED = ("derived", "assumed", "user", "none")
 _NAMES = ("name", "title", "base", "sources", "peaks")
 
 
+def is_word(path: str) -> bool:
+    """Whether what is at this path of a file says what a thing is, not how much: it needs no source."""
+    return re.sub(r"\[\d+\]", "", path) in _WORDS
+
+
 def parts(chip: Accelerator) -> dict[str, str]:
     """What each part is, in a line."""
-    sram, hbm, links, vector = chip.memory.sram, chip.memory.hbm, chip.links, chip.vector
+    sram, hbm, links = chip.memory.sram, chip.memory.hbm, chip.links
+    special = chip.vector.special
     found = {
-        "matrix": _matrix(chip),
-        "vector": f"{vector.lanes:,} lanes at {format_quantity(vector.clock_hz, 'frequency')}, "
-        f"{vector.special_function_rate:g} special functions per lane and cycle",
+        "matrix": "; ".join(_matrix(unit) for unit in chip.matrices),
+        "vector": "; ".join(
+            f"{unit.lanes:,} lanes at {format_quantity(unit.clock_hz, 'frequency')}" for unit in chip.vectors
+        ),
+        "special": f"{special.per_cycle:,.0f} functions per cycle at {format_quantity(special.clock_hz, 'frequency')}",
         chip.matrix.shared_level: f"{format_quantity(sram.capacity_bytes, 'data')}, "
         f"{format_quantity(sram.bandwidth_bytes_per_s, 'bandwidth')}",
         "hbm": f"{format_quantity(hbm.capacity_bytes, 'data')} {hbm.technology}, "
@@ -64,7 +74,7 @@ def _area(area: Area) -> str:
 
 
 def peaks(chip: Accelerator) -> dict[str, tuple[float, float]]:
-    """Format -> dense peak (FLOP/s), and how many FLOP a byte from HBM has to be worth for that."""
+    """Format -> dense peak (FLOP/s), and how many FLOP a byte from memory has to be worth for that."""
     wide_first = sorted(chip.formats, key=lambda name: -FORMATS[name].bits)
     found = {name: chip.peak_flops(name) for name in wide_first}
     return {name: (peak, peak / chip.memory.hbm.bandwidth_bytes_per_s) for name, peak in found.items()}
@@ -74,7 +84,7 @@ def lines(chip: Accelerator) -> list[str]:
     """Parts and peaks as lines of text."""
     found = [chip.title, "", *(f"{name:8} {text}" for name, text in parts(chip).items()), ""]
     for name, (peak, balance) in peaks(chip).items():
-        found.append(f"{name:8} {format_quantity(peak, 'compute')}, {balance:.3g} FLOP per byte of HBM")
+        found.append(f"{name:8} {format_quantity(peak, 'compute')}, {balance:.3g} FLOP per byte of memory")
     return [*found, "", f"calibration: {calibration(chip)}", *provenance(chip), ""]
 
 
@@ -94,7 +104,7 @@ def provenance(chip: Accelerator) -> list[str]:
     """How many numbers come from where, and by name those that no source gives."""
     kinds: dict[str, list[str]] = {}
     for entry in chip.provenance:
-        if entry.path not in WORDS:
+        if not is_word(entry.path):
             kinds.setdefault(entry.kind, []).append(entry.path)
     counts = [f"{len(kinds[kind])} {_KINDS[kind]}" for kind in _KINDS if kind in kinds]
     named = [f"{_KINDS[kind]}: {', '.join(dict.fromkeys(kinds[kind]))}" for kind in _UNSOURCED if kind in kinds]
@@ -102,7 +112,7 @@ def provenance(chip: Accelerator) -> list[str]:
 
 
 def to_json(chip: Accelerator) -> dict[str, Any]:
-    """All of this as plain data: SI units, peaks by format with their balance (FLOP per byte of HBM)."""
+    """All of this as plain data: SI units, peaks by format with their balance (FLOP per byte of memory)."""
     base, changed = chip.calibrated_on or (None, ())
     return {
         "name": chip.name,
@@ -137,7 +147,8 @@ def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping) and "value" not in node:
         for key, inner in node.items():
             full = f"{path}.{key}" if path else str(key)
-            if full not in _NAMES and (key not in NOTES or full == "matrix.rows"):  # elsewhere: of what was fitted on
+            rows = re.fullmatch(r"matrix(\[\d+\])?\.rows", full)  # elsewhere: of what was fitted on
+            if full not in _NAMES and (key not in NOTES or rows):
                 yield from _leaves(inner, full)
     elif isinstance(node, list):
         for place, inner in enumerate(node):
@@ -159,8 +170,8 @@ def _same(one: str | None, other: str | None) -> bool:
         return False
 
 
-def _matrix(chip: Accelerator) -> str:
-    unit, clock = chip.matrix, format_quantity(chip.matrix.clock_hz, "frequency")
+def _matrix(unit: MatrixUnit) -> str:
+    clock = format_quantity(unit.clock_hz, "frequency")
     if isinstance(unit, SystolicArray):
         cells = f"{unit.count} systolic arrays of {unit.rows} x {unit.columns} cells at {clock}"
         return f"{cells}, {unit.dataflow}, {'' if unit.double_buffering else 'not '}double-buffered"

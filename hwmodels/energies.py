@@ -56,12 +56,15 @@ def per_lane_flop_j(formats: Iterable[str], length_nm: float, registers: bool) -
 
 
 def per_byte_j(technology: str, length_nm: float) -> dict[str, float]:
-    """Joules of one byte by level: the memory's technology, a cache across the die, an SRAM beside the units."""
+    """Joules of one byte by level: the memory's technology (a cache's where it is on the chip), a cache across the die,
+    an SRAM beside the units.
+    """
     scale = energy_scale(length_nm)
+    memory, cache = TECHNOLOGIES.get(technology), (_LARGE_SRAM * scale + _ACROSS) * _PJ
     return {
-        "hbm": 8.0 * TECHNOLOGIES[technology].energy_per_bit_j,
-        "l2": (_LARGE_SRAM * scale + _ACROSS) * _PJ,  # wires hardly scale
-        "llc": (_LARGE_SRAM * scale + _ACROSS) * _PJ,
+        "hbm": 8.0 * memory.energy_per_bit_j if memory else cache,
+        "l2": cache,  # wires hardly scale
+        "llc": cache,
         "sram": _LARGE_SRAM * scale * _PJ,
         "link": _LINK * _PJ,
     }

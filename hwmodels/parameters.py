@@ -204,9 +204,17 @@ class Section:
         found = Section({} if raw is None else raw, self._where, self._full(key), self._provenance, self.log, problems)
         return found.absent() if raw is None and required else found
 
-    def sections(self, key: str) -> list["Section"]:
-        """The mapping `key`, or each of a list of them, as sections. Raises InputError: there is none."""
+    def sections(self, key: str, count: int = 0) -> list["Section"]:
+        """The mapping `key`, or each of a list of them, as sections. Raises InputError: there is none.
+
+        With a `count`, as many: those that the file leaves out are empty, and more are refused.
+        """
         raw = self._data.get(key)
+        if count:
+            found = self.sections(key) if isinstance(raw, list) else [self.section(key)]
+            if len(found) > count:
+                self._problem(f"{self.at(key)}: there are {len(found)} for {count}")
+            return found[:count] + [Section({}, self._where, self._full(key), log=self.log)] * (count - len(found))
         if not isinstance(raw, list):
             return [self.section(key, required=True)]
         self._taken.add(key)

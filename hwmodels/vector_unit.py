@@ -1,10 +1,11 @@
-"""Vector lanes and special-function units: what element-wise arithmetic costs beside the bytes it moves."""
+"""Vector lanes: what element-wise arithmetic costs beside the bytes it moves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hwmodels.number_formats import FORMATS
 from hwmodels.parameters import Section
+from hwmodels.special_function import SpecialFunctionUnit
 from hwmodels.units import InputError
 from hwmodels.work import Pass
 
@@ -14,7 +15,7 @@ class VectorUnit:
     """SIMD lanes of all cores together. Question: how long do these vector and special operations take?
 
     `lanes` fp32 lanes in total, each one fused multiply-add per cycle times the format's factor;
-    `special_function_rate` special functions (exp, rsqrt, tanh) per lane and cycle; `issue_slots` instructions of
+    `special` the special-function units beside them; `issue_slots` instructions of
     single threads that all cores start per cycle, which limits pointwise kernels (a core may issue more than its fp32
     lanes take).
     """
@@ -22,18 +23,27 @@ class VectorUnit:
     lanes: int
     clock_hz: float
     formats: dict[str, float]
-    special_function_rate: float
+    special: SpecialFunctionUnit
     issue_slots: int
 
     @classmethod
-    def read(cls, section: Section, clock_hz: float) -> "VectorUnit":
-        """From `vector` of an accelerator file; `clock_hz` is the chip's, for a unit that names none of its own."""
+    def read(cls, section: Section, clock_hz: float, special: SpecialFunctionUnit | None = None) -> "VectorUnit":
+        """From `vector` of an accelerator file; `clock_hz` is the chip's, for a unit that names none of its own.
+
+        Special functions are computed by the chip's units `special`, or where it names none, by some of the lanes'
+        own: `special_function_rate` per lane and cycle. Raises InputError: both are given, or fp32 is missing.
+        """
         lanes = section.integer("lanes")
+        own_clock = section.quantity("clock", "frequency", clock_hz)
+        if special is None:
+            special = SpecialFunctionUnit(lanes * section.number("special_function_rate", 0.25, high=1.0), own_clock)
+        elif section.has("special_function_rate"):
+            raise InputError(f"{section.at('special_function_rate')}: the file has special_function.per_cycle too")
         part = cls(
             lanes=lanes,
-            clock_hz=section.quantity("clock", "frequency", clock_hz),
+            clock_hz=own_clock,
             formats=section.table("formats", tuple(FORMATS), required=True),
-            special_function_rate=section.number("special_function_rate", 0.25, high=1.0),
+            special=special,
             issue_slots=section.integer("issue_slots", lanes),
         )
         section.close()
@@ -51,9 +61,9 @@ class VectorUnit:
         """Seconds in which all cores start `instructions` of single threads (pointwise kernels compute in fp32)."""
         return instructions / (self.issue_slots * self.clock_hz)
 
-    def special_time_s(self, operations: float) -> float:
-        """Seconds for `operations` special functions on their own units."""
-        return operations / (self.lanes * self.clock_hz * self.special_function_rate)
+    def at_clock(self, ratio: float) -> "VectorUnit":
+        """The same lanes, and the special-function units beside them, with their clock times `ratio`."""
+        return replace(self, clock_hz=self.clock_hz * ratio, special=self.special.at_clock(ratio))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ class PassConstants:
         )  # a row kernel's exp is a few instructions per sweep
         instructions = per_byte * (work.read_bytes + work.write_bytes)
         instructions += work.vector_ops + per_special * work.special_ops
-        return max(vector.vector_time_s(instructions), vector.special_time_s(work.special_ops))
+        return max(vector.vector_time_s(instructions), vector.special.time_s(work.special_ops))
 
     def again_bytes(self, work: Pass, cores: int, cache_bytes: float) -> float:
         """Bytes that the later sweeps of a row kernel read from memory again: none while the rows in flight (two to a

@@ -112,6 +112,14 @@ class Collective:
 
 
 @dataclass(frozen=True, slots=True)
+class HostCopy:
+    """`bytes` from page-locked host memory into the device's own, or back."""
+
+    bytes: float
+    direction: Literal["host_to_device", "device_to_host"] = "host_to_device"
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What a piece of work costs when it runs alone at the nominal clock.
 

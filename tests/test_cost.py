@@ -217,3 +217,10 @@ def test_hw_show_prints_parts_and_the_datasheet_s_peaks(
     assert bandwidth in printed
     assert "8 systolic arrays of 128 x 128 cells" in printed
     assert "torus-3d" in printed
+
+
+@pytest.mark.parametrize("op", ["host_to_device", "device_to_host"])
+def test_a_copy_over_the_host_interface_is_an_op(op: str) -> None:
+    found = answer({"op": op, "accelerator": "h100-sxm-80gb", "bytes": 10**9}, {})
+    assert found["bytes"] == {"hbm": 1e9, "link": 1e9}
+    assert found["time_us"] * 1e-6 > 1e9 / load("h100-sxm-80gb").links.host.bandwidth_bytes_per_s

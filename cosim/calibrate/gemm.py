@@ -43,11 +43,12 @@ def with_gemm(chip: Accelerator, values: Mapping[str, float]) -> Accelerator:
     changes = {key: value for key, value in values.items() if key not in ("memory", "fixed_us")}
     if "fixed_us" in values:
         changes["fixed_time_s"] = values["fixed_us"] * 1e-6
-    matrix = chip.matrix
+    matrix, *others = chip.matrices  # the constants are the first unit's
     if isinstance(matrix, TensorCore):
-        chip = replace(chip, matrix=replace(matrix, constants=replace(matrix.constants, **changes)))  # type: ignore[arg-type]
+        matrix = replace(matrix, constants=replace(matrix.constants, **changes))  # type: ignore[arg-type]
     elif isinstance(matrix, SystolicArray):
-        chip = replace(chip, matrix=replace(matrix, **changes))  # type: ignore[arg-type]
+        matrix = replace(matrix, **changes)  # type: ignore[arg-type]
+    chip = replace(chip, matrices=(matrix, *others))
     return with_memory(chip, {"gemm": values["memory"]}) if "memory" in values else chip
 
 

@@ -130,6 +130,21 @@ for _op in ("add", "mul", "div", "pow", *_UNARY, "relu", "gelu", "tanh", "silu_m
     cost.command(f"elementwise_{_op}", help=f"One pass over memory: {_op}.")(_pass_command(f"elementwise_{_op}"))
 for _op in ("softmax", "layernorm", "rmsnorm", "embedding"):
     cost.command(_op, help=f"One pass over memory: {_op}.")(_pass_command(_op))
+
+
+def _copy_command(op: str) -> Callable[..., None]:
+    def command(
+        context: typer.Context,
+        bytes: Annotated[int, typer.Option("--bytes", help="Size of what is copied.")],
+        as_json: AsJson = False,
+    ) -> None:
+        _print(context, as_json, op=op, bytes=bytes)
+
+    return command
+
+
+for _op in ("host_to_device", "device_to_host"):
+    cost.command(_op, help="A copy over the host interface, from or to page-locked memory.")(_copy_command(_op))
 for _op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv"):
     cost.command(_op, help=f"A collective: {_op}.")(_collective_command(_op))
 

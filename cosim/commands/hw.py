@@ -98,7 +98,7 @@ def _derived(chips: tuple[Accelerator, Accelerator]) -> list[list[str]]:
         rows.append(
             [f"{format} peak", *("-" if pair is None else format_quantity(pair[0], "compute") for pair in found)]
         )
-        balances = ("-" if pair is None else f"{pair[1]:.3g} FLOP per byte of HBM" for pair in found)
+        balances = ("-" if pair is None else f"{pair[1]:.3g} FLOP per byte of memory" for pair in found)
         rows.append([f"{format} balance", *balances])
     return rows
 

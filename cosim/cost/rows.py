@@ -11,7 +11,7 @@ from typing import Any, Literal
 from hwmodels.number_formats import bytes_of
 from hwmodels.units import InputError
 from hwmodels.vector_unit import ELEMENT_WORK
-from hwmodels.work import Attention, Collective, Gemm, Pass, Phase
+from hwmodels.work import Attention, Collective, Gemm, HostCopy, Pass, Phase
 
 GEMMS = ("gemm", "bmm", "grouped_gemm")
 ATTENTION: dict[str, tuple[Phase, ...]] = {
@@ -21,6 +21,7 @@ ATTENTION: dict[str, tuple[Phase, ...]] = {
 }
 _WHOLE_NAMES = ("softmax", "layernorm", "rmsnorm", "embedding")
 PASSES = {(kind if kind in _WHOLE_NAMES else f"elementwise_{kind}"): kind for kind in ELEMENT_WORK}
+COPIES = ("host_to_device", "device_to_host")
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send_recv")
 # Attention kernels as the column `note` of kernels.csv names them: `impl=flash2`.
 IMPLEMENTATIONS = {
@@ -39,13 +40,14 @@ _READS = {
     "gemm": ("dtype", "output_dtype", "b", "m", "n", "k", "layout", "sparsity"),
     "attention": ("dtype", "b", "heads", "kv_heads", "head_dim", "value_dim", "seq", "causal", "algorithm"),
     "pass": ("dtype", "b", "m", "n"),
+    "copy": ("bytes",),
     "collective": ("bytes", "devices", "devices_per_node"),
 }
 _ABOUT = ("id", "op", "collective", "accelerator", "system", "time_us", "tflops", "busbw_gbps", "source", "note")
 _KNOWN = {*_ABOUT, *(column for columns in _READS.values() for column in columns)}
 _PASS_FORMATS = ("fp32", "bf16", "fp16")
 
-Kernel = Gemm | Attention | Pass
+Kernel = Gemm | Attention | Pass | HostCopy
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
@@ -58,9 +60,9 @@ def check_columns(row: Mapping[str, Any]) -> None:
 def op_of(row: Mapping[str, Any]) -> str:
     """The row's op, or its collective. Raises InputError: none, or an unknown one."""
     op = str(row.get("op") or row.get("collective") or "")
-    if op not in (*GEMMS, *ATTENTION, *PASSES, *COLLECTIVES):
+    if op not in (*GEMMS, *ATTENTION, *PASSES, *COPIES, *COLLECTIVES):
         pointwise = "elementwise_" + "|".join(kind for kind in ELEMENT_WORK if kind not in _WHOLE_NAMES)
-        known = ", ".join((*GEMMS, *ATTENTION, pointwise, *_WHOLE_NAMES, *COLLECTIVES))
+        known = ", ".join((*GEMMS, *ATTENTION, pointwise, *_WHOLE_NAMES, *COPIES, *COLLECTIVES))
         raise InputError(f"op: {op!r:.80} is not one of {known}" if op else f"op is missing; it is one of {known}")
     return op
 
@@ -75,6 +77,8 @@ def kernels(row: Mapping[str, Any], algorithm: str = "") -> tuple[Kernel, ...]:
         return (_gemm(row),)
     if op in PASSES:
         return (_pass(row, PASSES[op]),)
+    if op in COPIES:
+        return (HostCopy(float(whole(row, "bytes")), op),)  # type: ignore[arg-type]
     if op in COLLECTIVES:
         raise InputError(f"op: {op} is a collective, not a kernel")
     works: list[Kernel] = []

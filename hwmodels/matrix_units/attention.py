@@ -135,9 +135,10 @@ def attention_cost(
     lanes = (
         vector.lanes / cores * vector.clock_hz / clock_hz * vector.formats["fp32"]
     )  # lane operations per core and matrix cycle
+    special = vector.special.per_s / cores / clock_hz  # the same of special functions
     multiply = unit.attention_pair_cycles(work, rows, keys, constants)
     vector_ops = _VECTOR_OPS[work.phase] + (_DROPOUT_OPS if work.dropout else 0.0) + (2.0 if work.bias else 0.0)
-    softmax = rows * keys * (vector_ops / lanes + 1.0 / (lanes * vector.special_function_rate))
+    softmax = rows * keys * (vector_ops / lanes + 1.0 / special)
     longer, shorter = max(multiply, softmax), min(multiply, softmax)
     pair = (longer + (1.0 - constants.overlap) * shorter) / (constants.causal if work.causal else 1.0)
     overhead = pair / keys * (constants.row_overhead if forward else constants.backward_row_overhead)

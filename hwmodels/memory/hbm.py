@@ -31,11 +31,13 @@ _WRITE_BUFFER = 64  # bursts; gem5's write_buffer_size of its DRAM interfaces
 # On the chip, to the memory controller and back: 400 cycles of A100 at 1.41 GHz (PMC10448217, table 3) less the DRAM's.
 _PATH_S = 250e-9
 _ROUNDED = 1.01  # datasheets round bandwidths
+ON_CHIP = "on-chip"
 
 
 @dataclass(frozen=True, slots=True)
 class Hbm:
-    """DRAM beside the chip. Question: how long do these bytes take, walked in this way?
+    """The main memory: DRAM beside the chip, of any technology, or the last on-chip level. Question: how long do these
+    bytes take, walked in this way?
 
     `stacks` units of `technology` (stacks of HBM, chips of GDDR, channels of LPDDR, interfaces of DDR) with `channels`
     in all; `bandwidth_bytes_per_s` is the datasheet's, or that of the pins; `sustained` the fraction of it that was
@@ -89,6 +91,11 @@ class Hbm:
         calibration.close()
         return part
 
+    @classmethod
+    def on_chip(cls, capacity_bytes: float, bandwidth_bytes_per_s: float) -> "Hbm":
+        """On-chip memory as the main memory of a chip that has none beside it: at its bandwidth, whatever the walk."""
+        return cls(ON_CHIP, 0, capacity_bytes, bandwidth_bytes_per_s, dict.fromkeys(KINDS, 1.0))
+
     def rate(self, kind: str, write_share: float | None = None) -> float:
         """Sustained bytes per second for an access kind; `write_share` of them are written (None: as is usual)."""
         fraction = self.sustained.get(kind)
@@ -96,6 +103,11 @@ class Hbm:
             fraction = self.fraction(kind, write_share)
         rate = self.bandwidth_bytes_per_s * fraction
         return min(rate, self.in_flight_bytes / self.latency_s) if self.in_flight_bytes else rate
+
+    @property
+    def pins_bytes_per_s(self) -> float:
+        """Bandwidth of its pins at the technology's usual rate; 0 on the chip."""
+        return interface_bytes_per_s(self.technology, self.stacks) if self.stacks else 0.0
 
     def time_s(self, kind: str, read_bytes: float, write_bytes: float) -> float:
         """Seconds of these bytes; the latency of the first is part of a kernel's fixed time."""

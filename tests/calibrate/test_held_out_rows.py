@@ -129,7 +129,7 @@ def test_a_fit_finds_the_constant_that_made_the_rows() -> None:
     def with_efficiency(value: float):  # type: ignore[no-untyped-def]
         assert isinstance(chip.matrix, TensorCore)
         constants = replace(chip.matrix.constants, efficiency=value)
-        return replace(chip, matrix=replace(chip.matrix, constants=constants))
+        return replace(chip, matrices=(replace(chip.matrix, constants=constants),))
 
     truth = with_efficiency(0.6)
     works = [Gemm(1024 * (1 + n % 4), 2048 + 128 * n, 4096) for n in range(24)]

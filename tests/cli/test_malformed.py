@@ -126,7 +126,11 @@ ACCELERATOR_FILES: dict[str, tuple[str, str]] = {
     "a list": ("[1, 2]\n", "chip.yaml: must be a mapping of keys to values"),
     "an open bracket": (CHIP + "cost: {\n", "is not valid YAML"),
     "no clock": (chip("clock: 1.0 GHz\n", ""), "chip.yaml: clock is missing"),
-    "no memory": (chip("  hbm: {technology: hbm2e, stacks: 2, capacity: 32 GiB}", ""), "memory.hbm is missing"),
+    "no memory": (chip("  sram: {size: 16 MiB, bandwidth: 4 TB/s}\n", ""), "memory.sram is missing"),
+    "memory by another name": (
+        chip("  hbm: {technology: hbm2e", "  dram: {technology: ddr5"),
+        "memory.dram: main memory is called memory.hbm, whatever its technology",
+    ),
     "an unknown section": (chip("process: 7 nm", "proces: 7 nm"), "proces is not a known key; did you mean 'process'?"),
     "a misspelt key": (
         chip("columns: 128", "colums: 128"),
@@ -146,7 +150,7 @@ ACCELERATOR_FILES: dict[str, tuple[str, str]] = {
     ),
     "no power": (chip("limit: 250 W", "limit: 0 W"), "power.limit: '0 W' must be finite and positive"),
     "more than all": (chip("calibration: {}", "calibration: {gemm: {efficiency: 1.5}}"), "1.5 must be between 0 and 1"),
-    "its own base": ("name: loop\nbase: chip.yaml\n", "base: more than 5 files build on each other by `base`"),
+    "its own base": ("name: loop\nbase: chip.yaml\n", "base: files build on each other in a circle: chip.yaml -> chip.yaml"),
     "an unknown base": ("name: mine\nbase: h100\nset: {}\n", "base: no accelerator is called 'h100'; did you mean"),
 }
 

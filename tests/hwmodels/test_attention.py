@@ -98,7 +98,7 @@ def test_blocks_are_cut_until_shared_memory_holds_them_and_smaller_blocks_are_no
     times = []
     for size in (16, 32, 64, 164):
         matrix = replace(A100.matrix, shared_memory_bytes=size * 1024.0)  # type: ignore[type-var]
-        chip = replace(A100, matrix=matrix)
+        chip = replace(A100, matrices=(matrix,))
         rows, keys = matrix.attention_block(attention(), chip.memory.sram)
         assert 2 * 128 * (rows + 2 * keys) <= size * 1024
         times.append(chip.cost(attention()).time_s)

@@ -85,7 +85,7 @@ def test_shared_memory_bounds_the_tile() -> None:
     times = []
     for size in (24, 32, 64, 96, 228):
         matrix = replace(H100.matrix, shared_memory_bytes=size * 1024.0)  # type: ignore[type-var]
-        times.append(replace(H100, matrix=matrix).cost(work).time_s)
+        times.append(replace(H100, matrices=(matrix,)).cost(work).time_s)
     assert times == sorted(times, reverse=True)
     assert times[0] > 1.3 * times[-1]
     assert times[-2] == times[-1]

@@ -31,5 +31,5 @@ def test_did_you_mean(typed: str, meant: str) -> None:
 
 
 def test_what_means_nothing_is_told_what_there_is() -> None:
-    with pytest.raises(InputError, match=r"no accelerator is called 'abacus'; known are a100-pcie-40gb, .*xeon-amx"):
+    with pytest.raises(InputError, match=r"no accelerator is called 'abacus'; .cosim hw list. has the names"):
         load("abacus")

@@ -23,7 +23,7 @@ def chip(rows: int, columns: int, count: int, dataflow: str, double: bool, sram:
     """The template with other arrays and another SRAM (bytes, bytes per second)."""
     unit = SystolicArray(rows, columns, count, dataflow, EDGE.clock_hz, {"bf16": 1.0}, double)
     memory = replace(EDGE.memory, sram=replace(EDGE.memory.sram, capacity_bytes=sram, bandwidth_bytes_per_s=near))
-    return replace(EDGE, matrix=unit, memory=memory)
+    return replace(EDGE, matrices=(unit,), memory=memory)
 
 
 CHIPS = st.builds(

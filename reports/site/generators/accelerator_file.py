@@ -78,7 +78,7 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _order(part: str) -> tuple[int, str]:
-    order = ("", "matrix", "vector", "memory", "links", "power", "price", "peaks", "calibration")
+    order = ("", "matrix", "vector", "special_function", "memory", "links", "power", "price", "peaks", "calibration")
     top = part.partition(".")[0]
     return (order.index(top) if top in order else len(order) - 1, part)
 
