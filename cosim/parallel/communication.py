@@ -17,8 +17,8 @@ class Communication:
     """Op `op` of the rank's graph sends what op `after` made (-1: what was there before the step).
 
     `kind` is as in `hwmodels.work.Collective`, and `bytes` is the full buffer as it counts it. `group` is "tensor",
-    "context" or "expert". `streamed`: it is taken apart into as many messages as the group has members, which travel
-    under the op that reads or made the data (a ring around attention).
+    "context", "expert" or "expert_tensor". `streamed`: it is taken apart into as many messages as the group has
+    members, which travel under the op that reads or made the data (a ring around attention).
     """
 
     op: int

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cosim.parallel.layout import Sharding
+from hwmodels.units import InputError
 from hwmodels.work import Collective
 
 
@@ -42,7 +43,8 @@ class Groups:
 
     tensor: Group
     context: Group
-    expert: Group
+    expert: Group  # those that hold different experts: rows of tokens travel among them
+    expert_tensor: Group  # those that share each expert's matrices
     data: Group  # those that hold the same parameters: replicas, and context-parallel ranks
     expert_data: Group  # those that hold the same experts
     pipeline: Group
@@ -50,27 +52,37 @@ class Groups:
     @property
     def distinct(self) -> tuple[Group, ...]:
         """All groups that a rank has a communicator for; those of experts count where experts are divided."""
-        experts = (self.expert, self.expert_data) if self.expert.size > 1 else ()
+        parted = self.expert.size * self.expert_tensor.size > 1
+        experts = (self.expert, self.expert_tensor, self.expert_data) if parted else ()
         return (self.tensor, self.context, self.data, self.pipeline, *experts)
 
     def of(self, name: str) -> Group:
         """The group that a collective of a rank's graph names."""
-        found = {"tensor": self.tensor, "context": self.context, "expert": self.expert}
-        return found[name]
+        found: Group = getattr(self, name)
+        return found
 
 
 def groups(sharding: Sharding, data: int, pipeline: int, domain: int) -> Groups:
-    """The groups of a run with `data` replicas and `pipeline` stages, on fabrics of `domain` devices."""
+    """The groups of a run with `data` replicas and `pipeline` stages, on fabrics of `domain` devices.
+
+    Raises InputError: experts over more ranks than a stage has, or over a number that does not divide them.
+    """
     tensor, context = sharding.tensor, sharding.context
     stage = tensor * context * data
     devices = stage * pipeline
     experts = sharding.expert * sharding.expert_tensor
+    if stage % experts:
+        raise InputError(
+            f"parallel.expert: {sharding.expert} x expert_tensor {sharding.expert_tensor} must divide the {stage} "
+            "devices of a pipeline stage"
+        )
     made: Mapping[str, Group] = {
         "tensor": group(tensor, 1, domain, devices),
         "context": group(context, tensor, domain, devices),
-        "expert": group(experts, 1, domain, devices),
+        "expert": group(sharding.expert, sharding.expert_tensor, domain, devices),
+        "expert_tensor": group(sharding.expert_tensor, 1, domain, devices),
         "data": group(context * data, tensor, domain, devices),
-        "expert_data": group(max(1, stage // experts), experts, domain, devices),
+        "expert_data": group(stage // experts, experts, domain, devices),
         "pipeline": group(pipeline, stage, domain, devices),
     }
     return Groups(**made)

@@ -8,9 +8,8 @@ graph. A flag renames axes of the one tensor that has it: the sequence of a sequ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntFlag
 
 from cosim.graph import Axis, Dim, TensorSpec
 from hwmodels.units import InputError
@@ -21,24 +20,27 @@ of the vocabulary is rounded up, as its owner pads the table."""
 EXPERTS = "experts"
 SEQUENCE = "sequence"
 
+Layout = int
+"""A sum of the flags below; plain integers, since a step has ten thousands of tensors."""
+WHOLE = 0  # whole, or divided along tensor-parallel axes
+PARTIAL = 1  # a term of a sum over the tensor-parallel group
+SHARD = 2  # sequence parallel: a slice along the sequence
+EXPERT = 4  # rows of tokens that were sent to the experts of this rank
+ARRIVED = 8  # such rows before the ranks that share an expert's matrices have gathered each other's
+CONTEXT = 16  # keys and values of the whole sequence, of which a context-parallel rank holds a slice
+HEADS = 32  # the whole sequence and a slice of the heads (all-to-all context parallelism)
+RING = 64  # the two parts of those that a rank holds at a time where they go around
+PENDING = 128  # a sum of which some terms are not reduced yet: it is in no memory
 
-class Layout(IntFlag):
-    """What is special about a tensor on one rank; 0: whole, or divided along tensor-parallel axes."""
-
-    WHOLE = 0
-    PARTIAL = 1  # a term of a sum over the tensor-parallel group
-    SHARD = 2  # sequence parallel: a slice along the sequence
-    EXPERT = 4  # tokens that were sent to the experts of this rank
-    CONTEXT = 8  # keys and values of the whole sequence, of which a context-parallel rank holds a slice
-    HEADS = 16  # the whole sequence and a slice of the heads (all-to-all context parallelism)
-
-
-_SHAPING = Layout.SHARD | Layout.EXPERT | Layout.CONTEXT | Layout.HEADS
+SHAPING = SHARD | EXPERT | ARRIVED | CONTEXT | HEADS | RING
+"""The flags that decide a tensor's shape on a rank."""
 _RENAMED: Mapping[Layout, Mapping[Axis, Axis]] = {
-    Layout.SHARD: {SEQUENCE: "sequence_shard"},
-    Layout.EXPERT: {SEQUENCE: "expert_sequence"},
-    Layout.CONTEXT: {SEQUENCE: "context_sequence"},
-    Layout.HEADS: {SEQUENCE: "context_sequence", "heads": "context_heads", "kv_heads": "context_kv_heads"},
+    SHARD: {SEQUENCE: "sequence_shard"},
+    EXPERT: {SEQUENCE: "expert_sequence"},
+    ARRIVED: {SEQUENCE: "arrived_sequence"},
+    CONTEXT: {SEQUENCE: "context_sequence"},
+    RING: {SEQUENCE: "ring_sequence"},
+    HEADS: {SEQUENCE: "context_sequence", "heads": "context_heads", "kv_heads": "context_kv_heads"},
 }
 
 
@@ -63,12 +65,17 @@ class Sharding:
 
     @property
     def trivial(self) -> bool:
-        return self.tensor == self.context == self.expert == 1
+        return self.tensor == self.context == self.expert == self.expert_tensor == 1
 
+    @property
+    def routed(self) -> bool:
+        """Whether rows of tokens travel between ranks on their way to the experts and back."""
+        return self.expert > 1 or (self.expert_tensor > 1 and not self.experts_like_dense)
 
-def shape_flags(layout: Layout) -> Layout:
-    """The flags of `layout` that decide a tensor's shape on a rank."""
-    return layout & _SHAPING
+    @property
+    def experts_like_dense(self) -> bool:
+        """Whether each expert's matrices are cut over ranks that hold the same tokens, as those of a dense MLP."""
+        return self.expert == 1 and self.expert_tensor == self.tensor and not self.sequence
 
 
 def base(axis: Axis) -> Axis:
@@ -84,9 +91,9 @@ def rewritten(spec: TensorSpec, layout: Layout) -> TensorSpec:
     """`spec` as a tensor with this layout has it; `ffn` of experts is an axis of its own."""
     names: dict[Axis, Axis] = {}
     for flag, renamed in _RENAMED.items():
-        if flag in layout:
+        if flag & layout:
             names.update(renamed)
-    if Layout.EXPERT in layout or has(spec, EXPERTS):
+    if layout & EXPERT or has(spec, EXPERTS):
         names.update({axis: f"expert_{axis}" for dim in spec.dims for axis in dim if base(axis) == "ffn"})
     if not names:
         return spec
@@ -99,34 +106,70 @@ def has(spec: TensorSpec, *names: Axis) -> bool:
     return any(base(axis) in names for dim in spec.dims for axis in dim)
 
 
-def local_axes(axes: Mapping[Axis, int], sharding: Sharding) -> dict[Axis, int]:
-    """The sizes of all axes on one rank, renamed ones included.
+def copies_of_kv_heads(axes: Mapping[Axis, int], tensor: int) -> int:
+    """How many tensor-parallel ranks hold the same key and value heads: more than one where they are fewer than ranks
+    (as `kv_size_multiplier` of neuronx-distributed's GQAQKVColumnParallelLinear does it).
+    """
+    sizes = [size for axis, size in axes.items() if base(axis) == "kv_heads"]
+    return max((tensor // size for size in sizes if size and tensor % size == 0), default=1) or 1
+
+
+def local_axes(axes: Mapping[Axis, int], sharding: Sharding, parameters: Iterable[TensorSpec] = ()) -> dict[Axis, int]:
+    """The sizes of all axes on one rank, renamed ones included; `parameters` are the layouts of the model's.
 
     Raises InputError: an axis that is not divisible by its degree.
     """
     local = dict(axes)
+    if sharding.context > 1 and SEQUENCE not in axes:
+        raise InputError(
+            f"parallel.context: {sharding.context} parts of a sequence that this model's step does not have"
+        )
     sequence = _divided(axes, SEQUENCE, sharding.context, "parallel.context")
     shard = sequence
-    if sharding.sequence and sharding.tensor > 1:
+    if sharding.tensor > 1 and (sharding.sequence or sharding.routed) and SEQUENCE in axes:
         shard = _divided({SEQUENCE: sequence}, SEQUENCE, sharding.tensor, "parallel.tensor")
     local[SEQUENCE], local["sequence_shard"] = sequence, shard
     local["context_sequence"] = axes.get(SEQUENCE, 1)
-    local["expert_sequence"] = max(1, round(shard * sharding.expert_tensor * sharding.imbalance))
+    local["ring_sequence"] = min(local["context_sequence"], 2 * sequence)
+    busiest = shard * (sharding.imbalance if sharding.expert > 1 else 1.0)
+    local["arrived_sequence"] = max(1, round(busiest))
+    local["expert_sequence"] = max(1, round(busiest * (sharding.expert_tensor if sharding.routed else 1)))
     if "vocabulary" in axes:
         parts = sharding.tensor * sharding.vocabulary_multiple
         local["vocabulary"] = -(-axes["vocabulary"] // parts) * sharding.vocabulary_multiple
     for axis in axes:
-        if base(axis) in ("heads", "kv_heads", "ffn"):
+        if base(axis) in ("heads", "ffn"):
             local[axis] = _divided(axes, axis, sharding.tensor, "parallel.tensor")
         if base(axis) == "ffn":
             local[f"expert_{axis}"] = _divided(axes, axis, sharding.expert_tensor, "parallel.expert_tensor")
         if base(axis) == EXPERTS:
             local[axis] = _divided(axes, axis, sharding.expert, "parallel.expert")
+    local |= _kv_heads(axes, sharding.tensor, parameters)
     if sharding.context_by == "all_to_all" and sharding.context > 1:
         for axis in ("heads", "kv_heads"):
             if axis in local:
                 local[f"context_{axis}"] = _divided(local, axis, sharding.context, "parallel.context")
     return local
+
+
+def _kv_heads(axes: Mapping[Axis, int], tensor: int, parameters: Iterable[TensorSpec]) -> dict[Axis, int]:
+    """Key and value heads of a rank: its part of them, or one that other ranks hold too."""
+    found: dict[Axis, int] = {}
+    copies = copies_of_kv_heads(axes, tensor)
+    for axis in (axis for axis in axes if base(axis) == "kv_heads"):
+        if axes[axis] % tensor == 0 or copies == 1:
+            found[axis] = _divided(axes, axis, tensor, "parallel.tensor")
+            continue
+        beside = {other for spec in parameters for dim in spec.dims if axis in dim for other in dim}
+        if beside - {axis, "groups", "head_dim"} or axes.get("groups", copies) % copies:
+            raise InputError(
+                f"parallel.tensor: {tensor} is more than the {axes[axis]} heads of keys and values, which the model "
+                "packs together with its queries; allowed: what divides them"
+            )
+        found[axis] = 1
+        if "groups" in axes:
+            found["groups"] = axes["groups"] // copies
+    return found
 
 
 def _divided(axes: Mapping[Axis, int], axis: Axis, parts: int, key: str) -> int:

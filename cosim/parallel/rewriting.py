@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cosim.graph import Axis, Block, Csr, Ints, OpGraph, OpKind, Parameter, Phase, TensorSpec
+from cosim.graph import Axis, Category, Csr, OpGraph, OpKind, Parameter, TensorSpec
 from cosim.parallel.communication import COLLECTIVE
-from cosim.parallel.layout import Layout, rewritten, shape_flags
+from cosim.parallel.layout import SHAPING, WHOLE, Layout, rewritten
 
-Version = tuple[int, int]  # flags that decide the shape; the phase for which it was gathered, or -1
+NOWHERE = -1
+Operand = tuple[int, Layout, int]
+"""A tensor of the old graph, its layout, and the scope for which it was gathered (NOWHERE: it was not)."""
 
 
 @dataclass(slots=True)
 class GraphWriter:
-    """Columns of the new graph while it grows; tensors and storages of the old one are known by (number, version)."""
+    """Columns of the new graph while it grows; tensors and storages of the old one are known by (number, version).
+
+    A version is the flags that decide the shape, and the scope for which a whole tensor was gathered.
+    """
 
     graph: OpGraph
     specs: dict[TensorSpec, int] = field(init=False)
     kinds: dict[OpKind, int] = field(default_factory=dict)
     _op_kind: list[int] = field(default_factory=list)
     _op_source: list[int] = field(default_factory=list)  # the op of the old graph whose phase, module and layer it has
-    _inputs: list[list[int]] = field(default_factory=list)
-    _outputs: list[list[int]] = field(default_factory=list)
-    _tensor_number: dict[tuple[int, Version], int] = field(default_factory=dict)
+    _inputs: list[Sequence[int]] = field(default_factory=list)
+    _outputs: list[Sequence[int]] = field(default_factory=list)
+    _tensor_number: dict[Operand, int] = field(default_factory=dict)
     _tensor_spec: list[int] = field(default_factory=list)
     _tensor_storage: list[int] = field(default_factory=list)
-    _storage_number: dict[tuple[int, Version], int] = field(default_factory=dict)
+    _storage_number: dict[Operand, int] = field(default_factory=dict)
     _storage_spec: list[int] = field(default_factory=list)
     _storage_category: list[int] = field(default_factory=list)
     _alloc: list[int | None] = field(default_factory=list)  # new op; None: as the old graph says
     _free: list[int | None] = field(default_factory=list)
-    _spec_rewrites: dict[tuple[int, int], int] = field(default_factory=dict)
-    _kind_rewrites: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = field(default_factory=dict)
+    _spec_rewrites: dict[tuple[int, Layout], int] = field(default_factory=dict)
+    _kind_rewrites: dict[tuple[int, tuple[Layout, ...], tuple[Layout, ...], tuple[int, ...]], int] = field(
+        default_factory=dict
+    )
     _new_index: list[int] = field(default_factory=list)  # old op -> new op
     _tensors: list[int] = field(init=False)
     _old_specs: list[int] = field(init=False)
@@ -51,60 +57,117 @@ class GraphWriter:
 
     def spec(self, old: int, layout: Layout) -> int:
         """The number of spec `old` as a tensor with `layout` has it."""
-        key = (old, int(shape_flags(layout)))
+        key = (old, layout & SHAPING)
         found = self._spec_rewrites.get(key)
         if found is None:
             spec = rewritten(self.graph.specs[old], layout)
             found = self._spec_rewrites[key] = self.specs.setdefault(spec, len(self.specs))
         return found
 
-    def tensor(self, old: int, layout: Layout, phase: int = -1) -> int:
-        """The number of tensor `old` with this layout; a `phase`: the version that was gathered for it."""
-        version = (int(shape_flags(layout)), phase)
-        found = self._tensor_number.get((old, version))
+    def tensor(self, old: int, layout: Layout, scope: int = NOWHERE) -> int:
+        """The number of tensor `old` with this layout; a `scope`: the version that was gathered for it."""
+        version = (old, layout & SHAPING, scope)
+        found = self._tensor_number.get(version)
         if found is None:
-            found = self._tensor_number[old, version] = len(self._tensor_spec)
+            found = self._tensor_number[version] = len(self._tensor_spec)
             self._tensor_spec.append(self.spec(self._old_specs[old], layout))
-            self._tensor_storage.append(self._storage(self._tensors[old], version))
+            self._tensor_storage.append(self._storage((self._tensors[old], layout & SHAPING, scope)))
         return found
 
-    def op(self, old: int, inputs: list[tuple[int, Layout, int]], outputs: list[tuple[int, Layout]]) -> None:
-        """Op `old` on tensors with these layouts; the phase with an input is as in `tensor`."""
-        kind_key = (
-            int(self.graph.op_kind[old]),
-            tuple(int(shape_flags(layout)) for _, layout, _ in inputs),
-            tuple(int(shape_flags(layout)) for _, layout in outputs),
-        )
-        number = self._kind_rewrites.get(kind_key)
-        if number is None:
-            kind = self.graph.kinds[kind_key[0]]
-            kind = dataclasses.replace(
-                kind,
-                inputs=tuple(self.spec(spec, Layout(f)) for spec, f in zip(kind.inputs, kind_key[1], strict=True)),
-                outputs=tuple(self.spec(spec, Layout(f)) for spec, f in zip(kind.outputs, kind_key[2], strict=True)),
-            )
-            number = self._kind_rewrites[kind_key] = self.kinds.setdefault(kind, len(self.kinds))
+    def part(self, old: int, whole: Layout, part: Layout) -> int:
+        """The number of the rank's part, as layout `part` has it, of tensor `old` where it lies as `whole`: a view."""
+        version = (old, part & SHAPING, NOWHERE)
+        found = self._tensor_number.get(version)
+        if found is None:
+            storage = self._tensor_storage[self.tensor(old, whole)]
+            found = self._tensor_number[version] = len(self._tensor_spec)
+            self._tensor_spec.append(self.spec(self._old_specs[old], part))
+            self._tensor_storage.append(storage)
+        return found
+
+    def renames(self, old: int, before: Layout, after: Layout) -> int:
+        """The same memory under another layout of tensor `old`, of the same size; answers the new tensor."""
+        storage = (self._tensors[old], before & SHAPING, NOWHERE)
+        self._storage_number[self._tensors[old], after & SHAPING, NOWHERE] = self._storage(storage)
+        self._tensor_number.pop((old, after & SHAPING, NOWHERE), None)
+        return self.tensor(old, after)
+
+    def begin(self) -> None:
+        """The next op of the old graph: what it allocates and frees goes with the op that is added last for it."""
         self._new_index.append(len(self._op_kind))
-        self._add(
-            number,
-            old,
-            [self.tensor(*tensor) for tensor in inputs],
-            [self.tensor(tensor, layout) for tensor, layout in outputs],
+
+    def op(self, old: int, inputs: Sequence[Operand], outputs: Sequence[tuple[int, Layout]]) -> None:
+        """Op `old` on tensors with these layouts; a tensor that comes twice in a row of `inputs` is read once."""
+        kept = _kept(inputs) if len(inputs) > 1 and self.graph.kinds[self.graph.op_kind[old]].target == "fused" else ()
+        kind = self.kind(
+            int(self.graph.op_kind[old]), tuple(i[1] for i in inputs), tuple(layout for _, layout in outputs), kept
         )
+        operands = [inputs[place] for place in kept] if kept else inputs
+        self.plain(old, kind, operands, outputs)
+
+    def plain(self, old: int, kind: int, inputs: Sequence[Operand], outputs: Sequence[tuple[int, Layout]]) -> None:
+        """Op `old` as new kind `kind`."""
+        if old < len(self._new_index):
+            self._new_index[old] = len(self._op_kind)
+        tensor = self.tensor
+        self._op_kind.append(kind)
+        self._op_source.append(old)
+        self._inputs.append([tensor(*operand) for operand in inputs])
+        self._outputs.append([tensor(*result) for result in outputs])
+
+    def kind(
+        self, old: int, inputs: tuple[Layout, ...], outputs: tuple[Layout, ...], kept: tuple[int, ...] = ()
+    ) -> int:
+        """The number of kind `old` with these layouts; `kept` are the inputs that it still has, if not all."""
+        key = (old, tuple(f & SHAPING for f in inputs), tuple(f & SHAPING for f in outputs), kept)
+        number = self._kind_rewrites.get(key)
+        if number is None:
+            kind = self.graph.kinds[old]
+            made = dataclasses.replace(
+                kind,
+                inputs=tuple(self.spec(spec, f) for spec, f in zip(kind.inputs, inputs, strict=True)),
+                outputs=tuple(self.spec(spec, f) for spec, f in zip(kind.outputs, outputs, strict=True)),
+            )
+            if len(kept) not in (0, len(inputs)):
+                place = {old_place: new for new, old_place in enumerate(kept)}
+                reads, mutated = (
+                    tuple(made.inputs[i] for i in kept),
+                    tuple(place[i] for i in kind.mutated if i in place),
+                )
+                made = dataclasses.replace(made, inputs=reads, mutated=mutated)
+            if kind.attribute("members"):
+                made = dataclasses.replace(made, attributes=self._members(kind, (*inputs, *outputs)))
+            number = self._kind_rewrites[key] = self.kinds.setdefault(made, len(self.kinds))
+        return number
+
+    def _members(self, kind: OpKind, layouts: tuple[Layout, ...]) -> tuple[tuple[str, object], ...]:
+        """Attributes of a fused kernel whose members have the shapes that its operands have on a rank."""
+        flags = max((layout & SHAPING for layout in layouts), default=WHOLE)
+        members = []
+        for member in kind.attribute("members"):
+            old = self.graph.kinds[member]
+            members.append(self.kind(member, (flags,) * len(old.inputs), (flags,) * len(old.outputs)))
+        return tuple((key, tuple(members) if key == "members" else value) for key, value in kind.attributes)
 
     def communicate(
-        self, kind: str, group: str, source: int, operands: list[int], results: list[int], streamed: bool = False
+        self,
+        kind: str,
+        group: str,
+        source: int,
+        operands: list[int],
+        results: list[int],
+        streamed: bool = False,
+        wire: TensorSpec | None = None,
     ) -> None:
         """A collective that reads new tensors `operands` and makes `results` (the same: in place), beside op `source`
-        of the old graph.
+        of the old graph; the message has the format of `wire` where it is given.
         """
-        specs = [tuple(self._tensor_spec[tensor] for tensor in tensors) for tensors in (operands, results)]
         in_place = tuple(range(len(operands))) if operands == results else ()
         made = OpKind(
             f"cosim.{kind}",
             COLLECTIVE,
-            specs[0],
-            () if in_place else specs[1],
+            self._sent(operands, wire),
+            () if in_place else self._sent(results, wire),
             in_place,
             (("group", group), ("streamed", streamed)),
         )
@@ -116,36 +179,54 @@ class GraphWriter:
                 self._alloc[there] = op
                 self._storage_category[there] = self._storage_category[here]
 
-    def statistics(self, kind: str, group: str, source: int, like: int, dims_dropped: int, count: int) -> None:
-        """`count` collectives of one fp32 number per row of new tensor `like`, whose last dimensions are the row's."""
-        spec = list(self.specs)[self._tensor_spec[like]]
-        rows = TensorSpec(spec.dims[: len(spec.dims) - dims_dropped], "fp32", 4)
+    def _sent(self, tensors: list[int], wire: TensorSpec | None) -> tuple[int, ...]:
+        numbers = [self._tensor_spec[tensor] for tensor in tensors]
+        if wire is None:
+            return tuple(numbers)
+        all_specs = list(self.specs)
+        sent = [dataclasses.replace(all_specs[n], dtype=wire.dtype, itemsize=wire.itemsize) for n in numbers]
+        return tuple(self.specs.setdefault(spec, len(self.specs)) for spec in sent)
+
+    def statistics(self, kind: str, group: str, source: int, rows: TensorSpec, count: int) -> None:
+        """`count` collectives of a tensor like `rows`, which nobody else reads."""
         number = self.specs.setdefault(rows, len(self.specs))
         tensor, storage = len(self._tensor_spec), len(self._storage_spec)
         self._tensor_spec.append(number)
         self._tensor_storage.append(storage)
         self._storage_spec.append(number)
-        self._storage_category.append(4)
+        self._storage_category.append(Category.TEMPORARY)
         self._alloc.append(len(self._op_kind))
         self._free.append(len(self._op_kind) + count - 1)
         for _ in range(count):
             self.communicate(kind, group, source, [tensor], [tensor])
 
-    def ends(self, old_tensor: int, layout: Layout, phase: int = -1) -> None:
-        """The storage of this version is not read after the op that was added last."""
-        self._free[self._tensor_storage[self.tensor(old_tensor, layout, phase)]] = len(self._op_kind) - 1
+    def accumulate(self, source: int, into: int, term: int) -> None:
+        """New tensor `into` becomes itself and `term`, beside op `source` of the old graph."""
+        spec = self._tensor_spec[into]
+        kind = OpKind("aten.add_", "pointwise", (spec, self._tensor_spec[term]), (), (0,))
+        self._add(self.kinds.setdefault(kind, len(self.kinds)), source, [into, term], [])
 
-    def _storage(self, old: int, version: Version) -> int:
-        found = self._storage_number.get((old, version))
+    def holds(self, tensor: int, layout: Layout, scope: int, held: Layout) -> None:
+        """The memory of this version is as large as `held` has it: it passes through in parts."""
+        storage = self._tensor_storage[self.tensor(tensor, layout, scope)]
+        self._storage_spec[storage] = self.spec(self._storage_specs[self._tensors[tensor]], held)
+
+    def ends(self, tensor: int, layout: Layout, scope: int = NOWHERE) -> None:
+        """The storage of this version is not read after the op that was added last."""
+        self._free[self._tensor_storage[self.tensor(tensor, layout, scope)]] = len(self._op_kind) - 1
+
+    def _storage(self, version: Operand) -> int:
+        found = self._storage_number.get(version)
         if found is None:
-            found = self._storage_number[old, version] = len(self._storage_spec)
-            self._storage_spec.append(self.spec(self._storage_specs[old], Layout(version[0])))
+            old, layout, _ = version
+            found = self._storage_number[version] = len(self._storage_spec)
+            self._storage_spec.append(self.spec(self._storage_specs[old], layout))
             self._storage_category.append(int(self.graph.storage_category[old]))
             self._alloc.append(None)
             self._free.append(None)
         return found
 
-    def _add(self, kind: int, source: int, inputs: list[int], outputs: list[int]) -> None:
+    def _add(self, kind: int, source: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         self._op_kind.append(kind)
         self._op_source.append(source)
         self._inputs.append(inputs)
@@ -154,11 +235,11 @@ class GraphWriter:
     def finish(self, axes: Mapping[Axis, int]) -> OpGraph:
         """The rank's graph at its local axis sizes."""
         graph, count = self.graph, len(self._op_kind)
-        new_index = [*self._new_index, count]
         parameters = tuple(self._parameter(parameter) for parameter in graph.parameters)
+        new_index = [*(min(index, count - 1) for index in self._new_index), count]
         old_alloc, old_free = graph.storage_alloc.tolist(), graph.storage_free.tolist()
         alloc, free = list(self._alloc), list(self._free)
-        for (old, _), number in self._storage_number.items():
+        for (old, _, _), number in self._storage_number.items():
             if alloc[number] is None:
                 alloc[number] = new_index[old_alloc[old]] if old_alloc[old] >= 0 else -1
             if free[number] is None:
@@ -174,8 +255,8 @@ class GraphWriter:
             op_phase=op_phase,
             op_module=graph.op_module[source],
             op_layer=op_layer,
-            op_inputs=Csr.of(self._inputs),
-            op_outputs=Csr.of(self._outputs),
+            op_inputs=Csr.of(self._inputs),  # type: ignore[arg-type]
+            op_outputs=Csr.of(self._outputs),  # type: ignore[arg-type]
             tensor_spec=np.array(self._tensor_spec, dtype=np.int32),
             tensor_storage=np.array(self._tensor_storage, dtype=np.int32),
             storage_spec=np.array(self._storage_spec, dtype=np.int32),
@@ -183,18 +264,20 @@ class GraphWriter:
             storage_alloc=np.array(alloc, dtype=np.int32),
             storage_free=np.array(free, dtype=np.int32),
             parameters=parameters,
-            blocks=tuple(_counted(block, op_layer, op_phase) for block in graph.blocks),
+            blocks=tuple(block.counted(op_layer, op_phase) for block in graph.blocks),
         )
 
     def _parameter(self, parameter: Parameter) -> Parameter:
         return dataclasses.replace(
             parameter,
-            spec=self.spec(parameter.spec, Layout.WHOLE),
-            storage=self._storage(parameter.storage, (0, -1)),
+            spec=self.spec(parameter.spec, WHOLE),
+            storage=self._storage((parameter.storage, WHOLE, NOWHERE)),
         )
 
 
-def _counted(block: Block, op_layer: Ints, op_phase: NDArray[np.int8]) -> Block:
-    inside = op_phase[op_layer == block.layers[0]]
-    forward, backward = (int((inside == phase).sum()) for phase in (Phase.FORWARD, Phase.BACKWARD))
-    return dataclasses.replace(block, forward_ops=forward, backward_ops=backward)
+def _kept(inputs: Sequence[Operand]) -> tuple[int, ...]:
+    """Places of the distinct ones among a fused kernel's operands."""
+    first: dict[Operand, int] = {}
+    for place, operand in enumerate(inputs):
+        first.setdefault(operand, place)
+    return tuple(first.values())
