@@ -19,9 +19,10 @@ class Link:
     """One tier of a device's links. `bandwidth_bytes_per_s` per device and direction (datasheet); `efficiency` the
     fraction that collectives sustain; `latency_s` of one hop inside a running collective; `launch_s` the fixed time
     of a collective's kernel; `copy_bytes_per_s` the rate at which a device moves a collective's buffer through its
-    own memory, not hidden under the link; `domain` how many devices the tier connects (0: any number); `links` how
-    many share the bandwidth (a torus has two per dimension, other topologies are taken as one); `collective_cores`
-    how many cores a collective's kernel holds; `p2p_efficiency` and `p2p_launch_s` are those of a single message.
+    own memory, not hidden under the link; `domain` how many devices the tier connects (0: any number), of several
+    nodes if it `joins_nodes`; `links` how many share the bandwidth (a torus has two per dimension, other topologies
+    are taken as one); `collective_cores` how many cores a collective's kernel holds; `p2p_efficiency` and
+    `p2p_launch_s` are those of a single message.
 
     `wrap`: a torus dimension of at least so many devices is joined at its ends (0: none is). Of a switched network:
     `radix` ports of a switch, `oversubscription` of a switch's downward over its upward bandwidth (of a dragonfly:
@@ -50,6 +51,7 @@ class Link:
     in_network_reduction: bool = False
     reduction_efficiency: float = 0.69
     energy_per_byte_j: float = 0.0
+    joins_nodes: bool = False
 
     @classmethod
     def read(cls, section: Section, calibration: Section, latency_s: float) -> "Link":
@@ -80,6 +82,7 @@ class Link:
             # 480 GB/s of bus bandwidth on 8 H100 (NCCL's maintainers, NVIDIA/nccl-tests issue 212): 274 GB/s of
             # buffer, of which each device sends 9/8, over 450 GB/s of link.
             reduction_efficiency=calibration.number("reduction_efficiency", 0.69, high=1.0),
+            joins_nodes=section.flag("joins_nodes", False),
             energy_per_byte_j=section.quantity("energy_per_byte", "energy", 0.0, zero=True),
         )
         section.close()

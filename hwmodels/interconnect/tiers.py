@@ -44,7 +44,7 @@ class Tiers:
 
     def domain(self, devices: int, devices_per_node: int, nvlink_domain: int | None) -> tuple[int, tuple[int, ...]]:
         """Devices on one fabric, and the sizes of its dimensions where it is a torus (or a ring, which is one of one
-        dimension). A torus crosses nodes; several of them are equal.
+        dimension). A torus crosses nodes, and so does a switch that joins them: whole nodes, in equal domains.
         """
         dimensions = TORUS_DIMENSIONS.get(self.fabric.topology, 0)
         if dimensions:
@@ -52,6 +52,9 @@ class Tiers:
             size = next(size for size in range(most, 0, -1) if devices % size == 0)
             return size, shape(size, dimensions)
         size = min(nvlink_domain or min(devices_per_node, self.limit), devices)
+        if self.fabric.joins_nodes and nvlink_domain is None:
+            racks = range(min(self.limit, devices) // devices_per_node * devices_per_node, 0, -devices_per_node)
+            size = next((rack for rack in racks if devices % rack == 0), size)
         return size, (size,) if self.fabric.topology == "ring" else ()
 
 

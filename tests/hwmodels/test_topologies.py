@@ -238,9 +238,22 @@ def test_a_group_that_does_not_fit_is_one_sentence() -> None:
 def test_a_rack_of_72_needs_no_network() -> None:
     """GB200 NVL72: the all-reduce of 72 devices stays on NVLink and is faster than over eighteen nodes of four."""
     chip = load("gb200")
-    rack, nodes = Cluster.build(chip, 72, 4, nvlink_domain=72), Cluster.build(chip, 72, 4)
+    rack, nodes = Cluster.build(chip, 72, 4, nvlink_domain=72), Cluster.build(chip, 72, 4, nvlink_domain=4)
     assert set(rack.collective("all_reduce", 1e9, 72, 72).link_bytes) == {"fabric"}
     assert rack.collective("all_reduce", 1e9, 72, 72).time_s < nodes.collective("all_reduce", 1e9, 72, 4).time_s / 3
+
+
+@pytest.mark.parametrize(("devices", "domain"), [(4, 4), (36, 36), (72, 72), (128, 64), (144, 72), (576, 72), (2, 2)])
+@pytest.mark.parametrize("name", ["gb200", "gb300"])
+def test_a_rack_joins_its_nodes_unless_the_run_says_otherwise(name: str, devices: int, domain: int) -> None:
+    """As many whole nodes of four as divide the devices evenly, 72 devices at most."""
+    assert Cluster.build(load(name), devices, 4).domain == domain
+    assert Cluster.build(load(name), devices, 4, nvlink_domain=2).domain == 2
+
+
+def test_a_board_of_eight_joins_no_smaller_nodes() -> None:
+    assert Cluster.build(H100, 16, 4).domain == 4
+    assert Cluster.build(load("gh200-sxm"), 16, 1).domain == 1
 
 
 def test_bytes_on_a_link_cost_that_links_energy() -> None:

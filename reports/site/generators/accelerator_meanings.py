@@ -55,6 +55,7 @@ MEANINGS: Mapping[str, str] = {
         "how devices are joined (see Collectives); a torus crosses nodes; `pairs` are bridges of `domain` devices"
     ),
     "links.TIER.domain": "devices that the tier joins; 0: any number",
+    "links.TIER.joins_nodes": "whether these may be of several nodes (a rack on NVLink); a run's `nvlink_domain` wins",
     "links.TIER.collective_cores": "cores that a collective's kernel holds while it runs",
     "links.TIER.wrap": "of a torus: a dimension of at least so many devices is joined at its ends; 0: none is",
     "links.TIER.radix": "of a fat tree, rails or a dragonfly: ports of one switch",
