@@ -24,6 +24,7 @@ from cosim.stacks.stack import Stack
 from cosim.summary import device_memory, summarize
 from cosim.techniques import optimizers, precision, recipes
 from cosim.techniques.fusion import fuse
+from cosim.techniques.gradient_buffer import buffer_gradients
 from cosim.techniques.precision import Precision
 from cosim.techniques.quantization import quantize
 from cosim.techniques.recompute import recompute
@@ -220,10 +221,11 @@ def step_graph(
     _check_blocks(graph, policy)
     graph = recompute(graph, policy if isinstance(policy, str) else policy.every)
     # The compiler sees what is recomputed: forward does not write what backward makes again.
-    if not compiles:
-        return graph
-    captured = frontend == "compile"  # forward and loss as one graph, whatever the stack compiles
-    return fuse(graph, "model" if captured else stack.compile_scope, captured or stack.compile_loss)
+    if compiles:
+        captured = frontend == "compile"  # forward and loss as one graph, whatever the stack compiles
+        graph = fuse(graph, "model" if captured else stack.compile_scope, captured or stack.compile_loss)
+    buffer = formats.buffer if (spec.parallel.zero or 0) < 2 else None
+    return buffer_gradients(graph, buffer, stack.gradient_accumulation_fused)
 
 
 @contextmanager

@@ -205,6 +205,8 @@ def test_a_workload_of_one_family_changes_the_result(family: str, field: str) ->
 ONE = ("system.devices=1",)
 REPLICATED = ("parallel.zero=0", "training.precision=bf16")
 COMPILED = ("training.compile=true",)
+TENSOR = ("parallel.zero=0", "parallel.tensor=2")
+PIPELINE = ("parallel.zero=0", "parallel.pipeline=3", "system.devices=24")
 HOPPER_FLASH = ByArchitecture("flash-2")
 STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "attention": (HOPPER_FLASH, ()),
@@ -235,6 +237,17 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "gradient_copies": (3, ()),
     "sharded_reduce_each_micro_step": (False, ()),
     "replicated_reduce_each_micro_step": (True, REPLICATED),
+    "compiled": (True, ()),
+    "dropout": (0.1, ()),
+    "sequence_parallel": (True, TENSOR),
+    "gradients_overlap": (False, ()),
+    "parameters_overlap": (False, ()),
+    "tensor_overlap": (True, (*TENSOR, "parallel.sequence=true")),
+    "vocabulary_multiple": (640, TENSOR),
+    "pipeline_messages_overlap": (True, PIPELINE),
+    "pipeline_messages_sharded": (True, (*PIPELINE, *TENSOR)),
+    "gradient_buffer": ("fp32", ("parallel.zero=1", "training.precision=bf16")),
+    "gradient_accumulation_fused": (True, ("parallel.zero=1", "training.precision=bf16")),
     "bucket_bytes": (2**21, REPLICATED),
     "first_bucket_bytes": (2**14, REPLICATED),
     "bucket_views": (True, REPLICATED),
@@ -255,6 +268,11 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "driver_bytes": (ByArchitecture(2**30), ()),
     "communicator_bytes": (2**30, ()),
 }
+MASTERS: dict[str, object] = {"mixed_precision_replicated": "master_weights"}
+BESIDE: dict[str, dict[str, object]] = {  # what else the stack must do for a fact to matter
+    "gradient_buffer": MASTERS,
+    "gradient_accumulation_fused": {**MASTERS, "gradient_buffer": "fp32"},
+}
 ABOUT_THE_FILE = ("name", "title", "sources", "assumed")
 
 
@@ -265,9 +283,10 @@ def test_every_fact_of_a_stack_is_accounted_for() -> None:
 @pytest.mark.parametrize("fact", STACK_FACTS)
 def test_a_fact_of_a_stack_changes_the_result(fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value, context = STACK_FACTS[fact]
-    stack = stacks.load("pytorch")
+    stack = dataclasses.replace(stacks.load("pytorch"), **BESIDE.get(fact, {}))  # type: ignore[arg-type]
     models = (LLAMA, GPT, LARGE)
     assert getattr(stack, fact) != value
+    monkeypatch.setattr(stacks, "load", lambda name: stack)
     before = [result_of(context, model) for model in models]
     other = dataclasses.replace(stack, **{fact: value})  # type: ignore[arg-type]
     monkeypatch.setattr(stacks, "load", lambda name: other)

@@ -3,6 +3,7 @@
 A unit's whole gradients are as its backward makes them. What becomes of them:
 - one device, ZeRO 0 and 1: they stay until the update; a later micro-step's are added to them one by one, in place.
   Where buckets are views, they go when their bucket has been filled.
+- A buffer of gradients (cosim.techniques.gradient_buffer) is there all the time: the graph's own ops add to it.
 - ZeRO 2: each micro-step's go when their bucket is reduced; this rank's part of it stays.
 - ZeRO 3 (torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, foreach_reduce, and _fsdp_param_group.py,
   post_backward): they go with the copy into the buffer of the reduction, which stays until a later unit's copy, and
@@ -64,7 +65,9 @@ class Gradients:
         """A unit's backward is issued: its gradients are added to earlier ones, and reduced where that is done now."""
         if not self.units[layer].trainable:
             return
-        if self.added_at_once and micro_step > 0:
+        if self.plan.gradient_bytes:
+            pass
+        elif self.added_at_once and micro_step > 0:
             size = float(self.units[layer].trainable * self.plan.formats.parameter)
             self._kernel("accumulate gradients", layer, micro_step, read_bytes=2 * size, write_bytes=size)
         elif self.summed_apart:

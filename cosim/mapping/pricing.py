@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cosim.graph import OpGraph, OpKind, Phase
 from cosim.parallel.communication import COLLECTIVE
 from cosim.stacks.stack import Stack
+from cosim.techniques.gradient_buffer import ACCUMULATES
 from cosim.techniques.optimizers import whole_ops
 from cosim.trace.vocabulary import (
     attention_dims,
@@ -149,14 +150,16 @@ def gemm(graph: OpGraph, kind: OpKind, fp32_matmul: str) -> Gemm:
     """The product that aten.mm, addmm, bmm, baddbmm or a grouped one does; formats are the operands'."""
     batch, m, n, k = matmul_dims(graph, kind)
     dtype = graph.specs[kind.inputs[matmul_operands(kind)[0]]].dtype
+    result = graph.specs[kind.outputs[0]]
     return Gemm(
         m=m,
         n=n,
         k=k,
         batch=batch,
         format=fp32_matmul if dtype == "fp32" else dtype,
-        output_format=graph.specs[kind.outputs[0]].dtype,
+        output_format=result.dtype,
         layout=kind.attribute("layout", "TN"),
+        epilogue_bytes=batch * m * n * result.itemsize if kind.attribute(ACCUMULATES) else 0.0,
     )
 
 

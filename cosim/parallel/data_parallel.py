@@ -17,6 +17,7 @@ import numpy as np
 
 from cosim.graph import Category, Ints, OpGraph, Phase
 from cosim.parallel.groups import Group
+from cosim.techniques import gradient_buffer
 from cosim.techniques.optimizers import NO_TRAFFIC, UpdateTraffic
 from cosim.techniques.precision import StepFormats
 
@@ -54,6 +55,7 @@ class DataParallelPlan:
     overlap_parameters: bool
     update: UpdateTraffic = NO_TRAFFIC  # what the update sends besides gradients and parameters
     buffer_bytes: int = 0  # of the module's buffers, which every rank holds whole
+    gradient_bytes: int = 0  # of a buffer that micro-steps add their gradients to
 
     @property
     def degree(self) -> int:
@@ -79,7 +81,7 @@ class DataParallelPlan:
         return self.shards(Category.OPTIMIZER)
 
     def resident_bytes(self) -> dict[Category, int]:
-        """What a rank holds during the whole step; gradients only where they are not made anew in each step (none)."""
+        """What a rank holds during the whole step; gradients only in a buffer."""
         formats = self.formats
         two_copies = formats.master != formats.parameter
         if self.shards(Category.WEIGHTS) > 1:
@@ -90,6 +92,7 @@ class DataParallelPlan:
         return {
             Category.WEIGHTS: math.ceil(weights / self.shards(Category.WEIGHTS)) + self.buffer_bytes,
             Category.OPTIMIZER: math.ceil(optimizer / self.shards(Category.OPTIMIZER)),
+            Category.GRADIENTS: self.gradient_bytes,
         }
 
 
@@ -113,7 +116,8 @@ def plan(
     units = _units(graph) if chunk is None else _chunk_units(graph, chunk)
     buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
     overlap = (overlap_gradients, overlap_parameters)
-    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, _buffer_bytes(graph))
+    held = _buffer_bytes(graph), gradient_buffer.buffer_bytes(graph)
+    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, *held)
 
 
 def _buffer_bytes(graph: OpGraph) -> int:

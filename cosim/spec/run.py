@@ -27,7 +27,7 @@ from hwmodels.yaml_file import SIZE_LIMIT_BYTES, decode, load_json, load_yaml
 from workloads import named
 from workloads.model import Model, ModelConfig, from_dimensions
 
-_SHARDED_BY_DEFAULT = ("composer", "torchtitan")  # their recipes train with FSDP: ZeRO 3
+_SHARDED_BY_DEFAULT = ("composer", "torchtitan", "maxtext")  # their recipes train with FSDP: ZeRO 3
 
 
 class RunSpec(Section):

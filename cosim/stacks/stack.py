@@ -121,6 +121,9 @@ class Stack:
     sharded_reduce_each_micro_step: bool = True  # false: whole gradients stay until the last micro-step
 
     # Replicated data parallelism (ZeRO 0 to 2)
+    gradient_buffer: Literal["none", "compute", "fp32", "fp32_if_bf16"] = "none"  # with ZeRO 0 and 1: the format of
+    #                            one buffer, always there, that each micro-step adds its gradients to, and is reduced
+    gradient_accumulation_fused: bool = False  # to a buffer in fp32 the products that make weight gradients add them
     replicated_reduce_each_micro_step: bool = False
     bucket_bytes: int = _bytes(25 * 2**20)  # gradients are reduced in buckets of this size, as backward fills them
     first_bucket_bytes: int = _bytes(2**20)

@@ -45,6 +45,7 @@ class GraphEdit:
     free: list[float] = field(init=False)
     _ops: list[_NewOp] = field(init=False, default_factory=list)
     _gone: set[int] = field(init=False, default_factory=set)
+    _outputs: dict[int, list[int]] = field(init=False, default_factory=dict)  # of old ops that make something else now
     _changed: dict[int, OpKind] = field(init=False, default_factory=dict)
     _lost: set[int] = field(init=False, default_factory=set)  # storages that fewer ops read now
     _producer: dict[int, int] = field(init=False)
@@ -115,6 +116,19 @@ class GraphEdit:
         kept = tuple((key, attributes.get(key, value)) for key, value in kind.attributes)
         self._changed[op] = dataclasses.replace(kind, inputs=specs, attributes=kept)
 
+    def replace_output(self, op: int, tensor: int, attributes: tuple[tuple[str, object], ...]) -> None:
+        """Let an op make another tensor, on a storage that is there already, and give it more attributes."""
+        kind = self._changed.get(op, self.graph.kinds[self.graph.op_kind[op]])
+        self._outputs[op] = [tensor]
+        more = (*kind.attributes, *attributes)
+        self._changed[op] = dataclasses.replace(kind, outputs=(self.tensor_spec[tensor],), attributes=more)
+
+    def drop(self, op: int) -> None:
+        """Take an op out, and views and casts that only it read."""
+        self._gone.add(op)
+        for tensor in self.inputs[op]:
+            self._unread(tensor)
+
     def _unread(self, tensor: int) -> None:
         """One reader less; a view or a cast that has none goes, and so do those that only it read."""
         self.readers[tensor] -= 1
@@ -146,7 +160,8 @@ class GraphEdit:
         op_kind = [changed.get(op, old_kind[op]) for op in kept]
         op_kind += [kinds.setdefault(op.kind, len(kinds)) for op in self._ops]
         inputs = [self.inputs[op] for op in kept] + [list(op.inputs) for op in self._ops]
-        outputs = [graph.op_outputs.row(op).tolist() for op in kept] + [list(op.outputs) for op in self._ops]
+        outputs = [self._outputs.get(op, graph.op_outputs.row(op).tolist()) for op in kept]
+        outputs += [list(op.outputs) for op in self._ops]
         alloc, free = self._numbered(places[order])
         return dataclasses.replace(
             graph,

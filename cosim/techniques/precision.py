@@ -42,6 +42,7 @@ class Precision:
     reduce: str
     fp32_matmul: str  # fp32 or tf32
     compute: str  # of matrix products, for the chip's peak
+    buffer: str | None = None  # of a buffer that micro-steps add their gradients to
     recipe: Recipe | None = None  # of a narrow precision: how linear layers are quantized
 
     def step_formats(self, optimizer_state: float) -> StepFormats:
@@ -87,4 +88,5 @@ def resolve(
         reduce=reduce_format or named(stack.gradient_reduce_format),
         fp32_matmul="fp32",
         compute=precision,
+        buffer=None if sharded or stack.gradient_buffer == "none" else named(stack.gradient_buffer),
     )
