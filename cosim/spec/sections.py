@@ -235,7 +235,7 @@ class SystemSpec(Section):
     ]
     nvlink_domain: Annotated[
         Count | None,
-        Field(description="Devices on one fast fabric; default: the accelerator's own, at most devices_per_node unless it joins nodes"),
+        Field(description="Devices on one fast fabric; default: the accelerator's, within a node or a rack"),
     ] = None
     network: Annotated[Network, Field(default_factory=Network, description="Overrides of the cluster's network")]
     anchor: Annotated[str | None, Field(description="A measurement of one run that the answer is scaled to")] = None
