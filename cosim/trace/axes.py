@@ -126,7 +126,7 @@ def unite_through(axes: TensorAxes, kind: OpKind, inputs: list[int], outputs: li
         _unite_attention(axes, inputs, outputs, op_class == "attention_backward")
     elif target == "aten.embedding" or target == "aten.embedding_dense_backward":
         axes.same(axes.of(inputs[0])[-1], axes.of(outputs[0])[-1])
-    elif op_class == "optimizer" or target.startswith("aten._foreach_"):
+    elif op_class == "optimizer" or "_foreach_" in target:
         _unite_lists(axes, kind, inputs, outputs)
     elif op_class == "reduction":
         for output in outputs:

@@ -66,6 +66,24 @@ def test_parameters_of_every_layer_and_their_moments_are_named_alike(llama: Mode
     assert states - {()} == gradients == matrices
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lion", "lamb", "adafactor", "muon"])
+@pytest.mark.parametrize("implementation", ["foreach", "single"])
+def test_no_update_confuses_axes_of_different_tensors(gpt: ModelConfig, optimizer: str, implementation: str) -> None:
+    """Loss scaling, clipping and updates work on lists of tensors, of which only those at the same place are alike."""
+    options = TraceOptions(
+        optimizer=optimizer,
+        optimizer_implementation=implementation,
+        parameter_format="fp16",
+        master_format="fp32",
+        loss_scaling=True,
+        gradient_clipping=True,
+    )
+    graph = trace(gpt, options)
+    assert dims_of(graph, "0.attention_norm.weight") == (("hidden",),)
+    assert dims_of(graph, "0.attention.output.weight") == (("hidden",), ("heads", "head_dim"))
+    assert dims_of(graph, "0.mlp.down.weight") == (("hidden",), ("ffn",))
+
+
 def test_sizes_split_where_operators_split_them() -> None:
     unifier = Unifier()
     hidden, heads, head_dim = unifier.new(4096), unifier.new(32), unifier.new(128)
