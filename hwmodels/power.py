@@ -51,7 +51,7 @@ class Power:
             lowest_voltage=section.number("lowest_voltage", 0.7, high=1.0),
         )
         for key, energies, given in (("flop", part.energy_per_flop_j, listed), ("byte", part.energy_per_byte_j, moved)):
-            for name in (level for level in energies if level not in given):
+            for name in [name for name in energies if name not in given]:
                 text = format_quantity(energies[name], "energy")
                 section.log.append(Provenance(f"power.energy_per_{key}.{name}", text, "derived", "process, technology"))
         flop.close()
