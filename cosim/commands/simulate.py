@@ -36,6 +36,10 @@ def simulate(
         Path | None,
         typer.Option("--memory-snapshot", metavar="FILE", help="Write allocations for pytorch.org/memory_viz."),
     ] = None,
+    chakra_folder: Annotated[
+        Path | None,
+        typer.Option("--chakra", metavar="DIR", help="Write MLCommons Chakra execution traces, one per rank."),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +56,7 @@ def simulate(
     pages = {"--html": html_file, "--perfetto": perfetto_file, "--memory-snapshot": memory_file}
     check_distinct({"RUN.yaml": run, "--batch": batch}, {"--json": json_file, **pages})
     if batch is not None:
-        for option in (option for option, file in pages.items() if file is not None):
+        for option in (option for option, file in {**pages, "--chakra": chakra_folder}.items() if file is not None):
             raise InputError(f"{option}: a batch has no report; leave it out")
         _simulate_batch(batch, changes or [], json_file)
         return
@@ -60,6 +64,10 @@ def simulate(
 
     spec = RunSpec.load(str(run), changes or [])
     check_distinct({"system.accelerator": _accelerator_file(spec)}, {"--json": json_file, **pages})
+    if chakra_folder is not None:
+        from cosim.report.chakra.files import check_folder
+
+        check_folder(chakra_folder)
     with ExitStack() as outputs:
         json_out = outputs.enter_context(output(json_file, "--json"))
         written = {option: outputs.enter_context(output(file, option)) for option, file in pages.items()}
@@ -72,6 +80,10 @@ def simulate(
             if file is not None:
                 with writing(pages[option], option):
                     _write_page(option, result, file)
+        if chakra_folder is not None:
+            from cosim.report.chakra.files import write_chakra
+
+            write_chakra(result, chakra_folder)
     if not any(file is not None and is_standard_output(file) for file in (json_file, *pages.values())):
         _print_result(result)  # last: a reader that closes the pipe costs no file
 
