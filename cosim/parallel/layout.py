@@ -61,6 +61,7 @@ class Sharding:
     expert: int = 1
     expert_tensor: int = 1
     imbalance: float = 1.0
+    keeps_gathered: bool = False  # backward reads what forward gathered (DTensor), instead of gathering it again
     vocabulary_multiple: int = 1  # a rank's part of the vocabulary is padded to a multiple of this
 
     @property

@@ -180,12 +180,23 @@ class Walk:
             return tensor, layout, NOWHERE
         root = self._root[tensor]
         whole = layout & ~SHARD
+        scope = self._gathered_in(root, scope)
         if (root, scope) not in self._gathered:
             self._gathered[root, scope] = tensor
             sliced = self.writer.tensor(tensor, layout)
             made = self.writer.tensor(tensor, whole, scope)
             self.writer.communicate("all_gather", "tensor", op, [sliced], [made])
         return self._gathered[root, scope], whole, scope
+
+    def _gathered_in(self, root: int, scope: int) -> int:
+        """The scope whose gathered tensor is read in `scope`: itself, or where it is kept that of the same block's
+        forward or recomputation.
+        """
+        if self.sharding.keeps_gathered and scope % 4 == Phase.BACKWARD:
+            for phase in (Phase.RECOMPUTE, Phase.FORWARD):
+                if (root, scope - Phase.BACKWARD + phase) in self._gathered:
+                    return scope - Phase.BACKWARD + phase
+        return scope
 
     def _slice(self, operand: Operand) -> Operand:
         """What every rank holds whole is read where the rank's slice of the sequence is."""
