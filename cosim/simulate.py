@@ -23,7 +23,7 @@ from cosim.spec.sections import EveryBlocks
 from cosim.stacks.stack import Stack
 from cosim.summary import device_memory, summarize
 from cosim.techniques import optimizers, precision, recipes
-from cosim.techniques.fusion import fuse
+from cosim.techniques.fusion import HandFused, fuse, fuse_by_hand
 from cosim.techniques.gradient_buffer import buffer_gradients
 from cosim.techniques.precision import Precision
 from cosim.techniques.quantization import quantize
@@ -224,6 +224,9 @@ def step_graph(
     if compiles:
         captured = frontend == "compile"  # forward and loss as one graph, whatever the stack compiles
         graph = fuse(graph, "model" if captured else stack.compile_scope, captured or stack.compile_loss)
+    else:
+        by_hand = (stack.masked_softmax_longest, stack.dropout_add_fused, stack.rotary_fused)
+        graph = fuse_by_hand(graph, HandFused(*by_hand, spec.parallel.tensor))
     buffer = formats.buffer if (spec.parallel.zero or 0) < 2 else None
     return buffer_gradients(graph, buffer, stack.gradient_accumulation_fused)
 

@@ -86,6 +86,10 @@ class Stack:
     #                                   of tokens x heads x head_dim forward, and four backward, padding or not
     repeat_kv: bool = False  # keys and values of grouped-query attention are copied out to all heads first
     rms_norm_fused: bool = False  # else cast, square, mean, rsqrt, multiply, cast, scale, unless compiled
+    masked_softmax_longest: int = _count(0)  # keys of the longest row for which scale, mask and softmax of unfused
+    #                                           attention are one kernel, see cosim.techniques.fusion; 0: they are not
+    dropout_add_fused: bool = False  # dropout and the addition to the residual stream are one kernel
+    rotary_fused: bool = False  # a rotary embedding is one kernel
     cross_entropy_fused: bool = False  # else log_softmax and nll_loss, whose intermediate is kept for backward
     cross_entropy_format: Format = "fp32"  # fp32: logits are copied to fp32 first, their gradients copied back
     logged_losses: int = _count(0)  # cross-entropies computed again without gradient each micro-step, for metrics

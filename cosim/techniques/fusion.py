@@ -17,6 +17,7 @@ import numpy as np
 from cosim.graph import Csr, Ints, OpGraph, OpKind, Phase
 
 _ROWS = frozenset(["norm", "norm_backward", "reduction", "softmax", "softmax_backward", "loss"])
+_LONGEST = 16  # ops of a pattern
 FUSIBLE = _ROWS - {"loss"} | {"pointwise", "copy", "quantize", "random", "fill"}
 
 
@@ -30,6 +31,79 @@ def compiled_ops(graph: OpGraph, scope: str) -> np.ndarray[tuple[int], np.dtype[
     """Which ops the compiler launches: those of blocks, or all but the optimizer's."""
     in_step: np.ndarray[tuple[int], np.dtype[np.bool_]] = graph.op_phase != Phase.OPTIMIZER
     return in_step & (graph.op_layer >= 0) if scope == "block" else in_step
+
+
+@dataclass(frozen=True, slots=True)
+class HandFused:
+    """Which patterns are one kernel each in eager mode.
+
+    `softmax_longest`: keys of the longest row that the kernel of scale, mask and softmax takes, 0 without one; it also
+    wants batch x heads of a rank, `tensor` of which share the heads, in fours (NVIDIA/Megatron-LM
+    megatron/model/fused_softmax.py).
+    """
+
+    softmax_longest: int = 0
+    dropout_add: bool = False
+    rotary: bool = False
+    tensor: int = 1
+
+
+_ROTARY = (
+    ("aten.mul", "aten.neg", "aten.cat", "aten.mul", "aten.add"),
+    ("aten.mul", "aten.neg", "aten.mul", "aten.cat", "aten.add"),  # backward
+)
+
+
+def fuse_by_hand(graph: OpGraph, fused: HandFused) -> OpGraph:
+    """The graph with the patterns that are fused by hand as one kernel each; everything else as it is."""
+    if not (fused.softmax_longest or fused.dropout_add or fused.rotary):
+        return graph
+    real = [op for op, kind in enumerate(graph.op_kind.tolist()) if graph.kinds[kind].op_class != "view"]
+    targets = [graph.kinds[graph.op_kind[op]].target for op in real]
+    found: list[list[int]] = []
+    at = 0
+    while at < len(real):
+        length = _pattern(graph, real, targets, at, fused)
+        if length > 1:
+            found.append(real[at : at + length])
+        at += max(1, length)
+    return _rewrite(graph, found) if found else graph
+
+
+def _pattern(graph: OpGraph, real: list[int], targets: list[str], at: int, fused: HandFused) -> int:
+    """How many ops from `at` on are one kernel; ops of other blocks or phases end a pattern."""
+    together = _run(graph, real, at)
+    if fused.dropout_add and targets[at : at + 2] == ["aten.native_dropout", "aten.add"] and together > 1:
+        dropped = graph.tensor_storage[graph.op_outputs.row(real[at])[0]]
+        if dropped in graph.tensor_storage[graph.op_inputs.row(real[at + 1])]:
+            return 2
+    if fused.rotary and together >= 5 and tuple(targets[at : at + 5]) in _ROTARY:
+        return 5
+    if targets[at] == "aten._softmax_backward_data" and _kernel_takes(graph, real[at], fused):
+        return 1 + _run(graph, real, at + 1, ("pointwise",)) if together > 1 else 1
+    before = _run(graph, real, at, ("pointwise", "copy", "fill"))
+    ends = 0 < before < together and targets[at + before] == "aten._softmax"
+    return before + 1 if ends and _kernel_takes(graph, real[at + before], fused) else 1
+
+
+def _run(graph: OpGraph, real: list[int], at: int, classes: tuple[str, ...] = ()) -> int:
+    """How many ops from `at` on are of one block and phase, and of these classes."""
+    if at >= len(real):
+        return 0
+    first = real[at]
+    for length, op in enumerate(real[at : at + _LONGEST]):
+        same = graph.op_phase[op] == graph.op_phase[first] and graph.op_layer[op] == graph.op_layer[first]
+        if not same or (classes and graph.kinds[graph.op_kind[op]].op_class not in classes):
+            return length
+    return min(_LONGEST, len(real) - at)
+
+
+def _kernel_takes(graph: OpGraph, softmax: int, fused: HandFused) -> bool:
+    shape = graph.shapes[graph.tensor_spec[graph.op_inputs.row(softmax)[0]]]
+    if graph.op_layer[softmax] < 0 or len(shape) != 4:
+        return False
+    batch, heads, rows, keys = shape
+    return bool(16 < keys <= fused.softmax_longest and rows % 4 == 0 and batch * heads // fused.tensor % 4 == 0)
 
 
 def _groups(graph: OpGraph, scope: str, fusible: frozenset[str], loss: bool) -> list[list[int]]:
@@ -158,10 +232,11 @@ def _place_of_view(graph: OpGraph, view: int, last: int, fused: _Fused) -> float
 def _fused_kind(graph: OpGraph, group: list[int], fused: _Fused) -> OpKind:
     members = tuple(int(graph.op_kind[op]) for op in group)
     only_casts = all(graph.kinds[member].op_class == "quantize" for member in members)
-    by_row = any(graph.kinds[member].op_class in _ROWS for member in members)
+    by_row = {graph.kinds[member].op_class for member in members} & _ROWS
+    rows = by_row.pop() if by_row in ({"softmax"}, {"softmax_backward"}) else "norm"
     return OpKind(
         target="fused",
-        op_class="quantize" if only_casts else "norm" if by_row else "pointwise",
+        op_class="quantize" if only_casts else rows if by_row or rows != "norm" else "pointwise",
         inputs=tuple(int(graph.tensor_spec[tensor]) for tensor in fused.reads),
         outputs=tuple(int(graph.tensor_spec[tensor]) for tensor in fused.writes),
         mutated=fused.mutated,

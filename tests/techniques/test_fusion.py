@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosim.graph import Category, OpGraph, Phase
-from cosim.techniques.fusion import FUSIBLE, fuse
+from cosim.techniques.fusion import FUSIBLE, HandFused, fuse, fuse_by_hand
 from cosim.techniques.recompute import recompute
 from cosim.trace.vocabulary import flops, kind_bytes
 
@@ -157,3 +157,65 @@ def test_what_is_recomputed_is_fused_too(
 def _moved_in(graph: OpGraph, phase: Phase) -> float:
     per_kind = [sum(kind_bytes(graph, kind)) for kind in graph.kinds]
     return float(sum(per_kind[kind] for kind in graph.op_kind[graph.op_phase == phase].tolist()))
+
+
+UNFUSED = {"attention": "unfused", "dropout": 0.1, "parameter_format": "bf16", "master_format": "fp32"}
+
+
+def of_scores(graph: OpGraph) -> float:
+    """Bytes that pointwise and row-wise kernels of a block move for each element of the scores."""
+    layer = graph.blocks[0].layers[1]
+    scores = 2 * 4 * 64 * 64
+    total = 0.0
+    for op in np.flatnonzero((graph.op_layer == layer) & (graph.op_phase != Phase.OPTIMIZER)).tolist():
+        kind = graph.kinds[graph.op_kind[op]]
+        shapes = {graph.shapes[spec] for spec in (*kind.inputs, *kind.outputs)}
+        if (2, 4, 64, 64) in shapes and kind.op_class not in ("matmul", "view", "copy"):
+            total += sum(kind_bytes(graph, kind))
+    return total / scores
+
+
+def test_a_fused_softmax_reads_the_scores_once_and_writes_them_once(traced: Traced) -> None:
+    """Forward: scale, mask, softmax 2 + 2 each, the fused kernel 2 + 2; backward 4 + 2 and twice 2 + 2, fused 4 + 2;
+    dropout of the weights stays (2 + 2 + 1, and as much backward).
+    """
+    graph = traced("gpt", **UNFUSED)
+    mask = 64 * 64 / (2 * 4 * 64 * 64)  # read once by each kernel that masks
+    assert of_scores(graph) == pytest.approx(3 * 4 + (6 + 2 * 4) + 2 * 5 + 2 * mask)
+    assert of_scores(fuse_by_hand(graph, HandFused(softmax_longest=2048))) == pytest.approx(4 + 6 + 2 * 5 + 2 * mask)
+
+
+@pytest.mark.parametrize(
+    "fused", [HandFused(softmax_longest=63), HandFused(softmax_longest=2048, tensor=4), HandFused()]
+)
+def test_a_softmax_too_long_or_of_too_few_heads_is_left_alone(fused: HandFused, traced: Traced) -> None:
+    """Two sequences of four heads over four ranks: two softmaxes each, and the kernel takes fours."""
+    graph = traced("gpt", **UNFUSED)
+    assert kernels(fuse_by_hand(graph, fused)) == kernels(graph)
+
+
+def test_dropout_and_the_residual_sum_are_one_kernel_of_one_tensor_less(
+    traced: Traced, alive: Callable[[OpGraph], None]
+) -> None:
+    graph = traced("gpt", **UNFUSED)
+    fused = fuse_by_hand(graph, HandFused(dropout_add=True))
+    alive(fused)
+    assert kernels(graph) - kernels(fused) == 2 * 3  # two branches of three blocks
+    assert moved(graph) - moved(fused) == 2 * 3 * 2 * (2 * 2 * 64 * 96)  # what was written and read again
+
+
+def test_a_rotary_embedding_is_one_kernel_there_and_back(traced: Traced, alive: Callable[[OpGraph], None]) -> None:
+    """Two tensors, forward and backward, five kernels each; a fused one reads x and the table and writes the result."""
+    graph = traced("llama", parameter_format="bf16", master_format="fp32")
+    fused = fuse_by_hand(graph, HandFused(rotary=True))
+    alive(fused)
+    assert kernels(graph) - kernels(fused) == 3 * 2 * 2 * (5 - 1)
+    found = [kind for kind in fused.kinds if kind.target == "fused"]
+    for kind in found:
+        query = max(2 * np.prod(fused.shapes[spec]) for spec in kind.inputs)
+        assert sum(kind_bytes(fused, kind)) == 2 * query + 2 * (2 * 64 * 16)
+
+
+def test_nothing_is_fused_by_hand_unless_asked(traced: Traced) -> None:
+    graph = traced("gpt", **UNFUSED)
+    assert fuse_by_hand(graph, HandFused()) is graph
