@@ -10,7 +10,7 @@ import numpy as np
 
 from cosim.graph import Axis, Category, Csr, OpGraph, OpKind, Parameter, TensorSpec
 from cosim.parallel.communication import COLLECTIVE
-from cosim.parallel.layout import SHAPING, WHOLE, Layout, rewritten
+from cosim.parallel.layout import SHAPING, SHARD, WHOLE, Layout, rewritten
 
 NOWHERE = -1
 Operand = tuple[int, Layout, int]
@@ -25,6 +25,7 @@ class GraphWriter:
     """
 
     graph: OpGraph
+    divided: list[bool]  # which specs of the old graph tensor parallelism divides
     specs: dict[TensorSpec, int] = field(init=False)
     kinds: dict[OpKind, int] = field(default_factory=dict)
     _op_kind: list[int] = field(default_factory=list)
@@ -146,7 +147,11 @@ class GraphWriter:
         members = []
         for member in kind.attribute("members"):
             old = self.graph.kinds[member]
-            members.append(self.kind(member, (flags,) * len(old.inputs), (flags,) * len(old.outputs)))
+            reads, writes = (
+                tuple(flags & ~SHARD if self.divided[spec] else flags for spec in specs)
+                for specs in (old.inputs, old.outputs)
+            )
+            members.append(self.kind(member, reads, writes))
         return tuple((key, tuple(members) if key == "members" else value) for key, value in kind.attributes)
 
     def communicate(

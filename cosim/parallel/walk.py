@@ -80,7 +80,7 @@ class Walk:
     _root: list[int] = field(init=False)
     _members: dict[int, list[int]] = field(default_factory=dict)
     _gathered: dict[tuple[int, int], int] = field(default_factory=dict)  # (root, scope) -> the tensor that was
-    _home: dict[int, int] = field(default_factory=dict)  # partial tensor -> the scope that made it
+    _maker: dict[int, int] = field(default_factory=dict)  # partial tensor -> the op that made it
     _wire: dict[int, TensorSpec] = field(default_factory=dict)  # partial tensor -> the format of what it was cast from
     _sums: dict[int, _Sum] = field(default_factory=dict)
     _plans: dict[tuple[int, tuple[Layout, ...]], _Plan] = field(default_factory=dict)
@@ -89,7 +89,6 @@ class Walk:
 
     def __post_init__(self) -> None:
         graph, sharding = self.graph, self.sharding
-        self.writer = GraphWriter(graph)
         count = len(graph.tensor_spec)
         self.layout = [WHOLE] * count
         self._root = list(range(count))
@@ -101,6 +100,7 @@ class Walk:
             if of_experts:
                 self._tensor_axis[number] = sharding.expert_tensor > 1 and has(graph.specs[number], "ffn")
         self._sequence = [has(spec, SEQUENCE) for spec in graph.specs]
+        self.writer = GraphWriter(graph, self._tensor_axis)
         self.floating = [spec.dtype[:2] in ("fp", "bf", "tf") for spec in graph.specs]
         self._phases, self._layers = graph.op_phase.tolist(), graph.op_layer.tolist()
 
@@ -146,7 +146,7 @@ class Walk:
         for tensor, flags in results:
             layout[tensor] = flags
             if flags & PARTIAL:
-                self._home[tensor] = self.scope(op)
+                self._maker[tensor] = op
         if plan.same_numbers:
             for tensor in outputs:
                 self.joins(tensor, inputs[0])
@@ -167,8 +167,13 @@ class Walk:
 
     def _gathers(self, kind: OpKind, inputs: list[int], outputs: list[int]) -> bool:
         """Whether the op needs the whole sequence of operands of which the rank has a slice."""
-        if not any(self.layout[tensor] & SHARD for tensor in inputs):
+        sliced = {self.spec[tensor] for tensor in inputs if self.layout[tensor] & SHARD}
+        if not sliced:
             return False
+        members = [self.graph.kinds[member] for member in kind.attribute("members", ())]
+        if members:  # a kernel may hold things that have nothing to do with each other
+            mixed = [m for m in members if any(self._tensor_axis[spec] for spec in (*m.inputs, *m.outputs))]
+            return any(not sliced.isdisjoint(member.inputs) for member in mixed)
         if any(self.divided(tensor) for tensor in (*inputs, *outputs)):
             return True
         loses = any(not self.has_sequence(tensor) for tensor in outputs)
@@ -201,7 +206,7 @@ class Walk:
     def _slice(self, operand: Operand) -> Operand:
         """What every rank holds whole is read where the rank's slice of the sequence is."""
         tensor, layout, scope = operand
-        if layout & (SHARD | EXPERT) or scope >= 0 or not self.has_sequence(tensor):
+        if layout & (SHARD | EXPERT) or scope >= 0 or not self.has_sequence(tensor) or self.divided(tensor):
             return operand
         self.writer.part(tensor, layout, layout | SHARD)
         return tensor, layout | SHARD, scope
@@ -216,10 +221,10 @@ class Walk:
         divided = any(self.divided(tensor) for tensor in inputs)
         layouts: list[Layout] = []
         for tensor in outputs:
-            layout = SHARD if cut and self.has_sequence(tensor) else WHOLE
+            layout = SHARD if cut and self.has_sequence(tensor) and not self.divided(tensor) else WHOLE
             if passes_partial or (not statistics and self._is_term(kind, tensor, divided, cut)):
                 layout |= PARTIAL
-                self._home[tensor] = self.scope(op)
+                self._maker[tensor] = op
             layouts.append(layout)
         key = (number, tuple(self.layout[tensor] for tensor in inputs))
         for tensor, layout in zip(outputs, layouts, strict=True):
@@ -253,7 +258,8 @@ class Walk:
         makers = [m for m in members if m.op_class in _CONTRACTING and made in m.outputs]
         for maker in makers:
             lost = any(self._tensor_axis[spec] for spec in maker.inputs) and not self._tensor_axis[made]
-            if lost or (cut and any(self._sequence[spec] for spec in maker.inputs) and not self._sequence[made]):
+            rows = any(self._sequence[spec] and not self._tensor_axis[spec] for spec in maker.inputs)
+            if lost or (cut and rows and not self._sequence[made]):
                 return True
         return False
 
@@ -303,7 +309,7 @@ class Walk:
         if kind.target not in _LINEAR:
             return False
         if kind.target[5:8] in ("add", "sub") and len(inputs) > 1:
-            return all(partial) and len({self._home.get(tensor) for tensor in inputs}) == 1
+            return all(partial) and len({self.scope(self._maker[tensor]) for tensor in inputs}) == 1
         return len(inputs) == 1
 
     def settle(self, op: int, kind: OpKind, inputs: list[int], outputs: list[int]) -> bool:
@@ -318,8 +324,9 @@ class Walk:
         for tensor in inputs:
             if self.layout[tensor] & PENDING:
                 self.close(op, tensor)
-            elif self.layout[tensor] & PARTIAL and kind.target == "aten.add" and self._home.get(tensor) != here:
-                self.reduce(op, tensor)
+            elif self.layout[tensor] & PARTIAL and kind.target == "aten.add":
+                if self.scope(self._maker[tensor]) != here:
+                    self.reduce(op, tensor)
         if self._waits(op, kind, inputs, outputs):
             return True
         if not self.keeps_partial(kind, inputs):
@@ -358,7 +365,7 @@ class Walk:
             before.op, [(before.partial, flags[0], NOWHERE), (term, flags[1], NOWHERE)], [(waiting, PARTIAL)]
         )
         self.layout[waiting] = PARTIAL
-        self._home[waiting] = self.scope(op)
+        self._maker[waiting] = op
         self._keep_wire(kind, [before.partial, term], [waiting])
         if self._dies(term, op):
             self.writer.ends(term, flags[1])
@@ -406,9 +413,10 @@ class Walk:
 
     def reduce(self, op: int, tensor: int) -> None:
         """A partial result is summed over the ranks, and each keeps its slice of the sequence where that is divided."""
-        layout = self.layout[tensor]
+        layout, maker = self.layout[tensor], self._maker[tensor]
         before = self.writer.tensor(tensor, layout)
         whole, wire = layout & ~PARTIAL, self._wire.get(tensor)
+        op = op if self._phases[op] == self._phases[maker] else maker
         if self.sharding.sequence and self.has_sequence(tensor) and not layout & (SHARD | EXPERT):
             self.move(tensor, whole | SHARD)
             after = self.writer.tensor(tensor, self.layout[tensor])
