@@ -94,7 +94,7 @@ def _named(segment: Segment, what: Pass, chunk: int, condense: bool = True) -> S
     changes = {name: getattr(segment, name) for name in ("profile", "with_gradients", "with_added")}
     if condense:
         changes = {name: condensed(profile) for name, profile in changes.items()}
-    return dataclasses.replace(segment, layer=chunk, phase=phase, **changes)
+    return dataclasses.replace(segment, layer=chunk, phase=phase, role=what, **changes)
 
 
 def condensed(profile: MemoryProfile | None) -> MemoryProfile | None:

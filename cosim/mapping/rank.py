@@ -20,12 +20,6 @@ from hwmodels.work import Pass
 
 COMMUNICATION_PRIORITY = 1
 _TYPICAL_BYTES = 64 * 2**20  # large enough for the algorithm and link tiers that big collectives use
-_NAMES = {
-    Phase.FORWARD: "forward",
-    Phase.BACKWARD: "backward",
-    Phase.RECOMPUTE: "recompute",
-    Phase.OPTIMIZER: "optimizer",
-}
 
 
 def interference(plan: DataParallelPlan, cluster: Cluster) -> Interference:
@@ -82,10 +76,7 @@ class Rank:
 
         With `parts` the host waits for the device after each of that many equal parts.
         """
-        where = f"block {segment.layer}" if segment.layer >= 0 else "outside blocks"
-        name = f"{_NAMES[segment.phase]} {where}"
-        ops = (segment.start, segment.stop)
-        label = Label(name, "compute", segment.phase.name.lower(), segment.layer, ops)
+        label = _label(segment)
         cores = (1.0 - self.held.core_share) * segment.stretch
         demands = {self._cores: min(cores, 1.0)} if self.plan.degree > 1 and segment.work_ps else {}
         if demands and self.held.contends and segment.memory_share:
@@ -263,6 +254,16 @@ def program_of(ranks: Sequence[Rank]) -> tuple[Program, NDArray[np.float64]]:
     for rank in ranks:
         energy[list(rank.moved_j)] = list(rank.moved_j.values())
     return program, energy
+
+
+def _label(segment: Segment) -> Label:
+    """A segment's name and phase; of a pipeline rank's backward in two parts, which part it is."""
+    where = f"block {segment.layer}" if segment.layer >= 0 else "outside blocks"
+    phase = segment.phase.name.lower()
+    if segment.role is not None:
+        where, phase = f"chunk {segment.layer}", segment.role.name.lower()
+    name = f"{phase.replace('_', ' ')} {where}"
+    return Label(name, "compute", phase, segment.layer, (segment.start, segment.stop))
 
 
 def _share(total: int, part: int, parts: int) -> int:

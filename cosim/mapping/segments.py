@@ -17,6 +17,7 @@ from cosim.engine.kernels import merge_kernels
 from cosim.engine.program import PICOSECONDS_PER_S, MemoryProfile
 from cosim.graph import Category, OpGraph, Phase
 from cosim.mapping.pricing import Prices
+from cosim.parallel.schedules import Pass
 from cosim.stacks.stack import Stack
 from cosim.techniques.fusion import compiled_ops
 from cosim.techniques.optimizers import whole_ops
@@ -48,6 +49,7 @@ class Segment:
     with_added: MemoryProfile | None
     gradient_bytes: int  # by which `with_gradients` changes them
     host_waits: bool = False  # for a number that its last op made
+    role: Pass | None = None  # of a pass of a pipeline rank, or a part of one; `layer` is then its chunk
 
 
 @dataclass(frozen=True, slots=True)
