@@ -48,7 +48,8 @@ def build(
             setattr(settings, name, dropout)
     settings.use_cache = False
     _register()
-    kind = "cosim" if attention == "flash" else "eager"
+    # classes with attention of their own run what the library chooses for them: its sdpa, or products and softmax
+    kind = "eager" if attention != "flash" else "cosim" if model_class._can_set_attn_implementation() else None
     if model_class._can_set_experts_implementation():
         settings._experts_implementation = "cosim"
     fake = torch._guards.detect_fake_mode() is not None
@@ -103,8 +104,14 @@ def _describe_inputs(module: nn.Module, class_name: str) -> None:
     vars(module).update(
         example_inputs=inputs.example_inputs,
         example_labels=inputs.example_labels,
-        longest_sequence=getattr(module.config, "sliding_window", None),
+        longest_sequence=_window(module.config),
     )
+
+
+def _window(settings: Any) -> int | None:
+    """How far attention sees, if not everywhere; configurations write 0, or switch it off, where it is not used."""
+    used = getattr(settings, "use_sliding_window", True)
+    return (getattr(settings, "sliding_window", None) or None) if used else None
 
 
 def _tokens(*shape: int) -> Tensor:
@@ -158,7 +165,7 @@ def attention_forward(
     """
     name = type(module).__name__
     window = options.get("sliding_window")
-    if window is not None and window < key.shape[2]:
+    if window and window < key.shape[2]:
         raise InputError(f"model: {name}: sliding_window {window} below seq_len {key.shape[2]} is not modelled yet")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     causal = causal and query.shape[2] > 1
@@ -188,7 +195,8 @@ def _model_class(class_name: str) -> Any:
         raise InputError(f"model.huggingface: {class_name!r} cannot be imported: {_one_line(error)}") from error
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class is not None:
         return found
-    models = [name for name in dir(transformers) if name.endswith(("LMHeadModel", "ForCausalLM"))]
+    endings = ("LMHeadModel", "ForCausalLM", "ForMaskedLM", "ForConditionalGeneration", "ForImageClassification")
+    models = [name for name in dir(transformers) if name.endswith(endings) and not name.startswith("Auto")]
     close = difflib.get_close_matches(class_name, models, n=3) or ["LlamaForCausalLM", "GPT2LMHeadModel"]
     raise InputError(
         f"model.huggingface: {class_name[:80]!r} is not a model class of transformers {transformers.__version__}; "

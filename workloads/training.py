@@ -33,6 +33,12 @@ def loss_of_output(
     if isinstance(output, Tensor):
         if output.dim() == 0:
             return output
+        if output.dim() < 2 or output.shape[:-1].numel() != labels.numel():
+            raise InputError(
+                f"model: forward returned a tensor of shape {_shape(output)}; allowed: logits of shape "
+                f"{_shape(labels, 'vocab')}, one row per label, or a scalar loss; a module whose labels are not one "
+                "per token defines example_labels(batch, seq_len)"
+            )
         scalar = loss(output, labels, fused=fused, in_fp32=in_fp32)
         with torch.no_grad():
             for _ in range(logged):
@@ -47,3 +53,7 @@ def loss_of_output(
         f"model: forward returned {type(output).__name__}; allowed: logits (batch, seq, vocab), a scalar loss, "
         "or an object or dict with loss or logits"
     )
+
+
+def _shape(tensor: Tensor, *more: str) -> str:
+    return f"({', '.join([*map(str, tensor.shape), *more])})"

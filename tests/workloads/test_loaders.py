@@ -17,6 +17,7 @@ from workloads.training import loss_of_output
 
 TINY_LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY_LLAMA |= {"num_key_value_heads": 2, "vocab_size": 50}
+TINY_FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
 TINY_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50}
 
 
@@ -130,6 +131,47 @@ def test_a_window_shorter_than_the_sequence_is_refused():
     traced_step(HuggingFaceModel("MistralForCausalLM", config), seq=8)
     with pytest.raises(InputError, match="sliding_window 8 below seq_len 16 is not modelled yet"):
         traced_step(HuggingFaceModel("MistralForCausalLM", config), seq=16)
+
+
+def test_a_window_that_is_switched_off_is_no_window():
+    """Qwen's mixtures say 0, and others keep a width that `use_sliding_window` leaves unused."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    for config in (experts, experts | {"sliding_window": 8, "use_sliding_window": False}):
+        module, _ = traced_step(HuggingFaceModel("Qwen2MoeForCausalLM", TINY_LLAMA | config), seq=16)
+        assert module.longest_sequence is None
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("GPTJForCausalLM", TINY_GPT2 | {"rotary_dim": 8}),
+        ("FalconForCausalLM", TINY_FALCON),
+        ("MptForCausalLM", {"d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 50}),
+    ],
+)
+def test_a_class_with_attention_of_its_own_runs_that(name, config):
+    module, count = traced_step(HuggingFaceModel(name, config))
+    assert count["cosim.attention.default"] == 0
+    assert sum(p.numel() for p in module.parameters()) > 0
+
+
+def test_a_class_is_not_offered_that_would_be_refused():
+    with FakeTensorMode(), pytest.raises(InputError) as error:
+        huggingface.build("AutoModelForCausalLM", {})
+    assert "AutoModel" not in str(error.value).partition("allowed: ")[2]
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 50), (2, 15, 50), (32,)])
+def test_an_output_without_a_row_per_label_is_one_sentence(shape):
+    labels = torch.zeros(2, 16, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"shape \(.*\); allowed: logits of shape \(2, 16, vocab\), one row per label"):
+        loss_of_output(torch.zeros(shape), labels)
+
+
+def test_logits_may_have_one_dimension_for_all_positions():
+    labels = torch.zeros(2, 16, dtype=torch.int64)
+    flat, apart = (loss_of_output(torch.zeros(*shape, 50), labels) for shape in ((32,), (2, 16)))
+    torch.testing.assert_close(flat, apart)
 
 
 def test_without_transformers_the_sentence_says_what_to_install(monkeypatch):
