@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -60,6 +61,7 @@ def record(
     recorder = Recorder(_counter(progress), told)
     with _fake(options), cuda_operators(options.rms_norm_fused), _without_garbage_collection():
         module = build(model, options, sequence, told)
+        _check_formats(module, options)
         inputs, labels = inputs_of(module, batch, sequence)
         optimizer = OptimizerStep(module, options)
         roles = _register(recorder, module, optimizer, inputs, labels)
@@ -135,8 +137,40 @@ class _OneFakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _fake(options: TraceOptions) -> Iterator[None]:
     """Fake tensors, and the options' parameter format as the default format."""
-    with default_format(options), _OneFakeMode(allow_non_fake_inputs=True):
+    with default_format(options), _OneFakeMode(allow_non_fake_inputs=True) as mode, _quiet(), _conversions(mode):
         yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs a traceback for each operator that refuses its shapes; here that is a size which is tried."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@contextmanager
+def _conversions(mode: FakeTensorMode) -> Iterator[None]:
+    """Lets a module convert its parameters: `module.to(format)` swaps fake ones, which PyTorch refuses as long as the
+    mode remembers them.
+    """
+    swap = torch.utils.swap_tensors
+
+    def forget_and_swap(one: Tensor, other: Tensor) -> None:
+        remembered = mode.fake_tensor_converter.meta_converter.tensor_memo
+        for key in [key for key, tensor in remembered.items() if tensor is one or tensor is other]:
+            del remembered[key]
+        swap(one, other)  # type: ignore[no-untyped-call]
+
+    torch.utils.swap_tensors = forget_and_swap
+    try:
+        yield
+    finally:
+        torch.utils.swap_tensors = swap
 
 
 @contextmanager
@@ -199,6 +233,21 @@ def build(model: Source, options: TraceOptions, sequence: int, told: Told | None
             attention: Any = options.attention
             module = build_module(model, attention=attention, dropout=options.dropout, seq_len=sequence)
     return module.train()
+
+
+def _check_formats(module: nn.Module, options: TraceOptions) -> None:
+    """Refuses a module that chose the format of its own parameters, but for a hundredth of them: what a step holds and
+    sends follows from the run's precision.
+    """
+    wanted = DTYPES[options.parameter_format]
+    other = [parameter for parameter in module.parameters() if parameter.dtype != wanted]
+    count, total = (sum(p.numel() for p in parameters) for parameters in (other, module.parameters()))
+    if count > total / 100:
+        raise InputError(
+            f"model: {count:,} of its {total:,} parameters are {str(other[0].dtype).removeprefix('torch.')}, which is "
+            f"not modelled; allowed: torch.get_default_dtype(), here {options.parameter_format}, as training.precision "
+            "and training.framework say"
+        )
 
 
 def inputs_of(module: nn.Module, batch: int, sequence: int) -> tuple[Any, Tensor]:

@@ -1,5 +1,6 @@
 """Any nn.Module traces: the library's models, Hugging Face's, and a user's own with nothing repeated."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,6 +261,46 @@ def test_a_users_file_is_traced_and_not_cached(tmp_path: Path, monkeypatch: pyte
     assert [len(block.layers) for block in graph.blocks if len(block.layers) > 1] == [4]
     assert graph.provenance["fixed"] == {}
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_module_that_is_moved_as_it_is_built_is_the_same_module() -> None:
+    def moved() -> nn.Module:
+        return Tiny().to("cpu").to(torch.float64).to(torch.float32)
+
+    graph = trace(moved, TraceOptions(batch=2, sequence=8))
+    assert len(graph) == len(trace(Tiny, TraceOptions(batch=2, sequence=8)))
+    assert graph.parameter_count() == sum(p.numel() for p in Tiny().parameters())
+
+
+@pytest.mark.parametrize("format_name", ["float64", "bfloat16", "float16"])
+def test_parameters_in_a_format_of_the_modules_own_are_refused(format_name: str) -> None:
+    """A run's precision decides what its parameters weigh; weights in another format would be counted wrongly."""
+    with pytest.raises(InputError, match=rf"of its [\d,]+ parameters are {format_name}, .* allowed: .* here fp32"):
+        trace(lambda: Tiny().to(getattr(torch, format_name)), TraceOptions(batch=2, sequence=8))
+
+
+def test_a_few_parameters_may_have_another_format() -> None:
+    def routed() -> nn.Module:
+        module = Tiny()
+        module.register_parameter("scale", nn.Parameter(torch.ones(3, dtype=torch.float64)))
+        return module
+
+    assert trace(routed, TraceOptions(batch=2, sequence=8)).parameter_count() > 0
+
+
+def test_a_module_that_refuses_other_sizes_than_its_own_is_traced_in_silence() -> None:
+    """PyTorch logs a traceback for every operator that refuses its shapes."""
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = logged.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        graph = trace(lambda: Tiny(lambda x: x + torch.ones(16, 32)), TraceOptions(batch=2, sequence=16))
+    finally:
+        logger.removeHandler(handler)
+    assert graph.provenance["fixed"] == {"sequence": 16}
+    assert logged == []
 
 
 def test_only_fully_known_operators_make_up_the_models_of_this_project(gpt: ModelConfig, llama: ModelConfig) -> None:
