@@ -160,7 +160,8 @@ def _priced(
     with about("system.accelerator"):
         prices = price(graph, chip, kernels, stage.plan.optimizer_shards)
     with about("system.network"):
-        prices = with_collectives(graph, prices, step.groups, cluster, step.overlap_tensor)
+        how = (step.overlap_tensor, step.beside_backward)
+        prices = with_collectives(graph, prices, step.groups, cluster, *how)
     with about("system.accelerator"):
         _check_length(graph, prices, micro_steps)
     return RankPart(graph, stage.plan, prices)

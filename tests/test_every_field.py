@@ -246,6 +246,7 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "gradients_overlap": (False, ()),
     "parameters_overlap": (False, ()),
     "tensor_overlap": (True, (*TENSOR, "parallel.sequence=true")),
+    "tensor_overlap_backward": (True, TENSOR),
     "vocabulary_multiple": (640, TENSOR),
     "pipeline_messages_overlap": (True, PIPELINE),
     "pipeline_messages_sharded": (True, (*PIPELINE, *TENSOR)),

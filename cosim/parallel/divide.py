@@ -43,6 +43,7 @@ class DividedStep:
     pipeline: Pipeline | None = None
     schedule: Schedule | None = None
     overlap_tensor: bool = False  # tensor-parallel collectives run under the products beside them
+    beside_backward: bool = False  # or whole, beside those of backward that they do not depend on
 
 
 def divide(whole: OpGraph, spec: RunSpec, stack: Stack, formats: StepFormats, domain: int) -> DividedStep:
@@ -57,7 +58,7 @@ def divide(whole: OpGraph, spec: RunSpec, stack: Stack, formats: StepFormats, do
         nothing = np.zeros(len(graph), dtype=np.int32)
         part = RankGraph(graph, np.arange(len(graph), dtype=np.int32), nothing)
         stage = _stage(part, nothing.astype(np.bool_), spec, stack, formats, ranks, None)
-        return DividedStep(ranks, (stage,), overlap_tensor=_chosen(spec.parallel.overlap.tensor, stack.tensor_overlap))
+        return DividedStep(ranks, (stage,), None, None, *_tensor_overlap(spec, stack))
     schedule = _schedule(spec)
     pipeline = cut(graph, _layers(graph, spec, len(schedule.chunk_rank)), schedule.chunk_rank)
     stages = []
@@ -65,8 +66,13 @@ def divide(whole: OpGraph, spec: RunSpec, stack: Stack, formats: StepFormats, do
         late = np.zeros(len(rank.graph), dtype=np.bool_)
         part, late = weight_gradients_last(rank) if schedule.splits_backward else (rank, late)
         stages.append(_stage(part, late, spec, stack, formats, ranks, part.chunk))
-    overlap_tensor = _chosen(spec.parallel.overlap.tensor, stack.tensor_overlap)
-    return DividedStep(ranks, tuple(stages), pipeline, schedule, overlap_tensor)
+    return DividedStep(ranks, tuple(stages), pipeline, schedule, *_tensor_overlap(spec, stack))
+
+
+def _tensor_overlap(spec: RunSpec, stack: Stack) -> tuple[bool, bool]:
+    """Whether tensor-parallel collectives run under products, and whether whole ones run beside those of backward."""
+    said = spec.parallel.overlap.tensor
+    return _chosen(said, stack.tensor_overlap), said is not False and stack.tensor_overlap_backward
 
 
 def sharding_of(spec: RunSpec, stack: Stack) -> Sharding:

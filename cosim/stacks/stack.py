@@ -79,6 +79,8 @@ class Stack:
     gradients_overlap: bool = True  # parallel.overlap.gradients
     parameters_overlap: bool = True  # parallel.overlap.parameters
     tensor_overlap: bool = False  # parallel.overlap.tensor: collectives in parts under the products beside them
+    tensor_overlap_backward: bool = False  # that too, where tensor_overlap is false: whole ones beside the products of
+    #                                        backward that they do not depend on
 
     # Kernels. `..._fused` false: the pattern runs as elementary operations, each a pass over memory.
     attention: ByArchitecture[Attention] = ByArchitecture("flash-2")  # what `attention: flash` of a run means
