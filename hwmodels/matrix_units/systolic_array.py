@@ -226,14 +226,16 @@ class SystolicArray:
         return work.batch * (best + out * m * n) + work.epilogue_bytes
 
     def _edge_bytes(self, work: Gemm) -> float:
-        """One tile of operands for every array, and one of results: what no other work hides."""
+        """One tile of operands for every array that has work, and one of results: what no other work hides."""
         element, out = bytes_of(work.format), bytes_of(work.output_format)
         m, n, k = work.m, work.n, work.k
+        rate = self._rate(work.format)
+        folds = sum(number for number, *_ in self._folds(m, n, k, work.batch, rate)[0]) if rate else 1
         k = min(k, self.rows)
         swapped = self.dataflow == "input-stationary"
         m = min(m, self.columns if swapped else self.rows)
         n = min(n, self.rows if swapped else self.columns)
-        return self.count * (element * k * (m + n) + out * m * n)
+        return min(self.count, folds) * (element * k * (m + n) + out * m * n)
 
     def attention_block(self, work: Attention, sram: Sram) -> tuple[int, int]:
         """512 queries by 512 keys, halved until q, k, v (k and v twice, the next ones arrive), scores and sums of all
