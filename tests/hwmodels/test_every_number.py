@@ -1,34 +1,36 @@
-"""Every number of accelerator files of each kind changes an answer, or stands here with the reason why it does not."""
+"""Every number of accelerator files of each kind changes what work costs, or stands here with the reason it does not."""
 
 import copy
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
-from hwmodels.accelerator import Accelerator, build, load, load_raw
+from hwmodels.accelerator import Accelerator, Work, build, load, load_raw
 from hwmodels.catalog import Written, resolve
 from hwmodels.cluster import Cluster
 from hwmodels.number_formats import FORMATS
 from hwmodels.parameters import NOTES, Section
 from hwmodels.units import InputError
-from hwmodels.work import Attention, Collective, Gemm, Pass
+from hwmodels.work import Attention, Collective, Gemm, HostCopy, Pass
 
 # A GPU, a systolic array on a torus, PCIe with pairs, two on-chip levels of another vendor, a processor.
-CHIPS = ("h100-sxm-80gb", "tpu-v5p", "a100-pcie-80gb", "mi300x", "xeon-amx", "systolic-edge")
+CHIPS = ("h100-sxm-80gb", "tpu-v5p", "a100-pcie-80gb", "mi300x", "xeon-amx", "systolic-edge", "trn1")
+# What the device holds, draws at rest, occupies and costs: no kernel's time, energy or traffic changes with it.
+# (Energies that a file lists are not derived from its process; fp64 lanes take room beside matrix units that have fp64.)
+OF_THE_DEVICE = r"process|vector\.formats\.fp64|memory\.hbm\.capacity|price\..*|area\..*|power\.(idle|limit|lowest_.*)"
 NO_EFFECT = {
     r"peaks\..*": "published, for cosim hw check",
     r"architecture|sources.*|title|name": "say what it is",
-    r"(calibration\.)?links\.host\..*": "nothing moves to the host in these answers; what is offloaded does",
+    r"calibration\.links\.host\.(?!p2p_).*": "of collectives over it, on chips whose file has no other links",
     r"vector\.formats\.(bf16|fp16)": "pointwise kernels compute in fp32, products in these formats on the matrix unit",
-    r"matrix\.shared_memory": "until tiles are limited by it",
     r".*\.domain": "how many devices there are is the cluster's; a run decides how many it uses",
 }
 
 
-def works() -> Iterator[Gemm | Attention | Pass]:
+def works() -> Iterator[Work]:
     """Large, small, thin and ragged products, every attention, every walk through memory."""
     for format in FORMATS:
         for m, n, k in ((8192, 8192, 8192), (64, 4096, 4096), (300, 200, 129), (16384, 16384, 256)):
@@ -48,21 +50,27 @@ def works() -> Iterator[Gemm | Attention | Pass]:
                 yield Pass(size, size, kind=kind, **operations)  # type: ignore[arg-type]
     for row in (2**14, 2**15, 2**16, 2**17):
         yield Pass(1e9, 1e9, kind="row", row_bytes=row, sweeps=3.0)
+    yield HostCopy(1e9, "host_to_device")
+    yield HostCopy(1e3, "device_to_host")
 
 
 WORKS = tuple(works())
 
 
-def answers(chip: Accelerator) -> Iterator[Any]:
-    """What the chip says of all work, of collectives, of power, room and price."""
+def of_the_device(chip: Accelerator) -> Iterator[Any]:
+    """What the chip says of itself: room, price, power at rest, the clock under a load."""
     yield chip.memory.hbm.capacity_bytes, chip.price_usd_per_s, chip.area
+    yield chip.power.idle_w, chip.power.limit_w
+    yield [chip.power.sustained_clock(watts, chip.clock_hz) for watts in (1e3, 1e5)]
+
+
+def costs(chip: Accelerator) -> Iterator[Any]:
+    """Time, energy and traffic of all work and of collectives."""
     for work in WORKS:
         try:
             yield chip.cost(work)
         except InputError:
             yield None
-    yield chip.power.idle_w, chip.power.limit_w
-    yield [chip.power.sustained_clock(watts, chip.clock_hz) for watts in (1e3, 1e5)]
     for devices, per_node in ((8, 8), (2, 2), (16, 8), (4, 1), (512, 8)):
         try:
             cluster = Cluster.build(chip, max(devices, 16), 8)
@@ -116,19 +124,21 @@ def with_value(data: dict[str, Any], path: str, value: str) -> Accelerator:
 
 
 @functools.cache
-def plain(name: str) -> tuple[Any, ...]:
+def plain(name: str, answers: Callable[[Accelerator], Iterator[Any]]) -> tuple[Any, ...]:
     data = load_raw(name)
     return tuple(answers(build(Section(data, "chip"), Written(data, "chip"))))
 
 
 def changes(name: str, path: str, text: str) -> bool:
+    """Whether another value at `path` changes what work costs; of the device's own numbers, what it says of itself."""
     data = resolve(name).data
+    answers = of_the_device if re.fullmatch(OF_THE_DEVICE, path) else costs
     for value in others(text):
         try:
             chip = with_value(data, path, value)
         except InputError:
             continue
-        if any(one != other for one, other in zip(answers(chip), plain(name), strict=True)):
+        if any(one != other for one, other in zip(answers(chip), plain(name, answers), strict=True)):
             return True
     return False
 
