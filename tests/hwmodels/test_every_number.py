@@ -1,4 +1,4 @@
-"""Every number of accelerator files of each kind changes what work costs, or stands here with the reason it does not."""
+"""Every number of accelerator files of each kind changes what work costs, or stands here with a reason."""
 
 import copy
 import functools
@@ -19,7 +19,7 @@ from hwmodels.work import Attention, Collective, Gemm, HostCopy, Pass
 # A GPU, a systolic array on a torus, PCIe with pairs, two on-chip levels of another vendor, a processor.
 CHIPS = ("h100-sxm-80gb", "tpu-v5p", "a100-pcie-80gb", "mi300x", "xeon-amx", "systolic-edge", "trn1")
 # What the device holds, draws at rest, occupies and costs: no kernel's time, energy or traffic changes with it.
-# (Energies that a file lists are not derived from its process; fp64 lanes take room beside matrix units that have fp64.)
+# (A file's own energies are not derived from its process; fp64 lanes beside matrix units that have fp64 take room.)
 OF_THE_DEVICE = r"process|vector\.formats\.fp64|memory\.hbm\.capacity|price\..*|area\..*|power\.(idle|limit|lowest_.*)"
 NO_EFFECT = {
     r"peaks\..*": "published, for cosim hw check",
