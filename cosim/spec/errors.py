@@ -39,9 +39,18 @@ def translate(error: ValidationError, model: type[BaseModel], where: str) -> Inp
         if isinstance(cause, InputError) and not detail["loc"]:
             cause.args = (f"{where}: {cause}",)
             return cause
-    sentences = list(dict.fromkeys(_sentence(detail, model) for detail in details))
+    sentences = _joined([_sentence(detail, model) for detail in details])
     more = f"; and {len(sentences) - _SHOWN} more" if len(sentences) > _SHOWN else ""
     return InputError(f"{where}: {'; '.join(sentences[:_SHOWN])}{more}")
+
+
+def _joined(sentences: Sequence[str]) -> list[str]:
+    """Each sentence once; what a value must be in one of several types is one sentence."""
+    joined: dict[str, str] = {}
+    for sentence in dict.fromkeys(sentences):
+        key, must, words = sentence.partition(" must be ")
+        joined[key] = f"{joined[key]}, or {words}" if must and key in joined else sentence
+    return list(joined.values())
 
 
 def closest(name: str, known: Sequence[str]) -> str:
@@ -51,7 +60,7 @@ def closest(name: str, known: Sequence[str]) -> str:
 
 
 def _sentence(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
-    location = [part for part in detail["loc"] if not str(part).startswith("<")]
+    location = [part for part in detail["loc"] if not str(part).startswith("<") and not _is_type(part)]
     key = ".".join(short(part) for part in location) or "the run file"
     kind, context, value = detail["type"], detail.get("ctx", {}), short(detail["input"], quote=True)
     if kind == "missing":
@@ -66,6 +75,8 @@ def _sentence(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
         return f"{key}: {value} {_TYPES[kind]}"
     if kind == "literal_error":
         allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+        if _is_type(detail["loc"][-1]):
+            return f"{key}: {value} must be {allowed}"
         hint = closest(str(detail["input"]), allowed.split(", ")) or ";"
         return f"{key}: {value} is not allowed{hint} allowed: {allowed}"
     if kind in _BOUNDS:
@@ -77,6 +88,11 @@ def _sentence(detail: Mapping[str, Any], model: type[BaseModel]) -> str:
         example = {"python": "package.module:function", "huggingface": "LlamaForCausalLM"}.get(str(location[-1]), "")
         return f"{key}: {value} must be written like {example}"
     return f"{key}: {value}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of a location is pydantic's name of one of several plain types."""
+    return part == "bool" or str(part).startswith("literal[")
 
 
 def _allowed_keys(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:

@@ -146,6 +146,7 @@ BAD = {
     "system.network.internode=4 Gb/s": "did you mean 'inter_node'?",
     "system.accelerator.set.matrix.cores=.nan": "finite",
     "training.recompute={every: 0}": "at least 1",
+    "training.compile=maybe": "training.compile: 'maybe' must be true or false, or captured",
     "training.recompute=some": "allowed: none, selective, selective_op, full",
     "training.techniques=[3]": "training.techniques.0",
     "workload.model.heads.x=3": "workload.model.heads is 32, which has no keys",
