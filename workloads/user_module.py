@@ -2,10 +2,11 @@
 
 The contract: `build(**arguments)` returns an nn.Module whose `forward(tokens)`, tokens (batch, seq) int64, returns
 logits (batch, seq, vocab), a scalar loss, or an object or dict with `loss` or `logits`. A module that wants other
-inputs defines `example_inputs(batch, seq_len)` and returns a tuple (positional) or dict (by name) of tensors. It may
-read `torch.get_default_dtype()`, and decides about attention and dropout itself (`workloads.operators.attention` is one
-fused node; F.scaled_dot_product_attention works too). Shapes must not depend on the values of its tensors; where its
-control flow does, the path that small random tensors take is taken.
+inputs defines `example_inputs(batch, seq_len)` and returns a tuple (positional) or dict (by name) of tensors; one whose
+labels are not a token per position defines `example_labels(batch, seq_len)`. Parameters are made in
+`torch.get_default_dtype()`, which the run's precision chooses. The module decides about attention and dropout itself
+(`workloads.operators.attention` is one fused node; F.scaled_dot_product_attention works too). Shapes must not depend on
+the values of its tensors; where its control flow does, the path that small random tensors take is taken.
 """
 
 import importlib
