@@ -40,7 +40,7 @@ def _by_keys(walk: Walk, op: int, kind: OpKind, inputs: list[int], outputs: list
         if tensor not in keys:
             operands.append((tensor, walk.layout[tensor], NOWHERE))
             continue
-        sliced, made = writer.tensor(tensor, walk.layout[tensor]), writer.tensor(tensor, CONTEXT, scope)
+        sliced, made = writer.tensor(tensor, walk.layout[tensor]), writer.result(tensor, CONTEXT, scope)
         if ring:
             writer.holds(tensor, CONTEXT, scope, RING)
         writer.communicate("all_gather", "context", op, [sliced], [made], ring)
@@ -68,7 +68,7 @@ def _by_heads(walk: Walk, op: int, kind: OpKind, inputs: list[int], outputs: lis
             continue
         before = writer.tensor(tensor, walk.layout[tensor])
         walk.move(tensor, HEADS)
-        writer.communicate("all_to_all", "context", op, [before], [writer.tensor(tensor, HEADS)])
+        writer.communicate("all_to_all", "context", op, [before], [writer.result(tensor, HEADS)])
         writer.ends(tensor, WHOLE)
     heads = [(tensor, HEADS if walk.has_sequence(tensor) else WHOLE) for tensor in outputs]
     writer.op(op, [(tensor, HEADS, NOWHERE) for tensor in inputs], heads)

@@ -88,7 +88,7 @@ class ExpertParallel:
         if not sharding.routed:
             writer.renames(tensor, layout, EXPERT)
             return
-        after = writer.tensor(tensor, EXPERT)
+        after = writer.result(tensor, EXPERT)
         before = writer.tensor(tensor, layout)
         if sharding.tensor > 1 and not layout & SHARD:
             before = writer.part(tensor, layout, SHARD)
@@ -113,7 +113,7 @@ class ExpertParallel:
             return
         before = writer.tensor(tensor, EXPERT)
         gathers = sharding.tensor > 1 and home == WHOLE
-        target = writer.tensor(tensor, SHARD if gathers else home)
+        target = writer.result(tensor, SHARD if gathers else home)
         if sharding.expert_tensor > 1:
             arrived = writer.tensor(tensor, ARRIVED) if sharding.expert > 1 else target
             writer.communicate("reduce_scatter", "expert_tensor", op, [before], [arrived])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ class GraphWriter:
 
     graph: OpGraph
     divided: list[bool]  # which specs of the old graph tensor parallelism divides
+    roots: list[int]  # of each tensor the first of those that hold the same numbers
     specs: dict[TensorSpec, int] = field(init=False)
     kinds: dict[OpKind, int] = field(default_factory=dict)
     _op_kind: list[int] = field(default_factory=list)
@@ -35,7 +37,8 @@ class GraphWriter:
     _tensor_number: dict[Operand, int] = field(default_factory=dict)
     _tensor_spec: list[int] = field(default_factory=list)
     _tensor_storage: list[int] = field(default_factory=list)
-    _storage_number: dict[Operand, int] = field(default_factory=dict)
+    _storage_number: dict[tuple[int, Layout, int, int], int] = field(default_factory=dict)
+    _own: set[Operand] = field(default_factory=set)  # roots that a collective has given memory of their own
     _storage_spec: list[int] = field(default_factory=list)
     _storage_category: list[int] = field(default_factory=list)
     _alloc: list[int | None] = field(default_factory=list)  # new op; None: as the old graph says
@@ -72,8 +75,15 @@ class GraphWriter:
         if found is None:
             found = self._tensor_number[version] = len(self._tensor_spec)
             self._tensor_spec.append(self.spec(self._old_specs[old], layout))
-            self._tensor_storage.append(self._storage((self._tensors[old], layout & SHAPING, scope)))
+            self._tensor_storage.append(self._storage(old, layout & SHAPING, scope))
         return found
+
+    def result(self, old: int, layout: Layout, scope: int = NOWHERE) -> int:
+        """The number of tensor `old` as a collective makes it: out of its old storage, where it was a part of one."""
+        spec, whole = self.graph.shapes[self._old_specs[old]], self._storage_specs[self._tensors[old]]
+        if math.prod(spec) < math.prod(self.graph.shapes[whole]):
+            self._own.add((self.roots[old], layout & SHAPING, scope))
+        return self.tensor(old, layout, scope)
 
     def part(self, old: int, whole: Layout, part: Layout) -> int:
         """The number of the rank's part, as layout `part` has it, of tensor `old` where it lies as `whole`: a view."""
@@ -88,8 +98,8 @@ class GraphWriter:
 
     def renames(self, old: int, before: Layout, after: Layout) -> int:
         """The same memory under another layout of tensor `old`, of the same size; answers the new tensor."""
-        storage = (self._tensors[old], before & SHAPING, NOWHERE)
-        self._storage_number[self._tensors[old], after & SHAPING, NOWHERE] = self._storage(storage)
+        number = self._storage(old, before & SHAPING, NOWHERE)
+        self._storage_number[self._tensors[old], after & SHAPING, NOWHERE, -1] = number
         self._tensor_number.pop((old, after & SHAPING, NOWHERE), None)
         return self.tensor(old, after)
 
@@ -214,18 +224,24 @@ class GraphWriter:
     def holds(self, tensor: int, layout: Layout, scope: int, held: Layout) -> None:
         """The memory of this version is as large as `held` has it: it passes through in parts."""
         storage = self._tensor_storage[self.tensor(tensor, layout, scope)]
-        self._storage_spec[storage] = self.spec(self._storage_specs[self._tensors[tensor]], held)
+        self._storage_spec[storage] = self.spec(self._old_specs[tensor], held)
 
     def ends(self, tensor: int, layout: Layout, scope: int = NOWHERE) -> None:
         """The storage of this version is not read after the op that was added last."""
         self._free[self._tensor_storage[self.tensor(tensor, layout, scope)]] = len(self._op_kind) - 1
 
-    def _storage(self, version: Operand) -> int:
-        found = self._storage_number.get(version)
+    def _storage(self, tensor: int, layout: Layout, scope: int) -> int:
+        """The storage of a version of an old tensor."""
+        old, spec, root = self._tensors[tensor], self._storage_specs[self._tensors[tensor]], -1
+        if self._own and (self.roots[tensor], layout, scope) in self._own:
+            root, spec = self.roots[tensor], self._old_specs[tensor]
+        return self._stored(old, spec, (layout, scope, root))
+
+    def _stored(self, old: int, spec: int, version: tuple[Layout, int, int]) -> int:
+        found = self._storage_number.get((old, *version))
         if found is None:
-            old, layout, _ = version
-            found = self._storage_number[version] = len(self._storage_spec)
-            self._storage_spec.append(self.spec(self._storage_specs[old], layout))
+            found = self._storage_number[old, *version] = len(self._storage_spec)
+            self._storage_spec.append(self.spec(spec, version[0]))
             self._storage_category.append(int(self.graph.storage_category[old]))
             self._alloc.append(None)
             self._free.append(None)
@@ -244,13 +260,19 @@ class GraphWriter:
         new_index = [*(min(index, count - 1) for index in self._new_index), count]
         old_alloc, old_free = graph.storage_alloc.tolist(), graph.storage_free.tolist()
         alloc, free = list(self._alloc), list(self._free)
-        for (old, _, _), number in self._storage_number.items():
+        for (old, *_), number in self._storage_number.items():
             if alloc[number] is None:
                 alloc[number] = new_index[old_alloc[old]] if old_alloc[old] >= 0 else -1
             if free[number] is None:
                 free[number] = new_index[old_free[old]] if old_free[old] >= 0 else -1
         source = np.array(self._op_source, dtype=np.int64)
         op_layer, op_phase = graph.op_layer[source], graph.op_phase[source]
+        category = self._storage_category
+        for number, end in enumerate(self._free):
+            begin = alloc[number]
+            kept = category[number] == Category.ACTIVATIONS and end is not None and begin is not None and begin >= 0
+            if kept and op_phase[begin] == op_phase[end]:  # only its slice is alive into backward
+                category[number] = Category.TEMPORARY
         return dataclasses.replace(
             graph,
             axes=dict(axes),
@@ -276,7 +298,7 @@ class GraphWriter:
         return dataclasses.replace(
             parameter,
             spec=self.spec(parameter.spec, WHOLE),
-            storage=self._storage((parameter.storage, WHOLE, NOWHERE)),
+            storage=self._stored(parameter.storage, self._storage_specs[parameter.storage], (WHOLE, NOWHERE, -1)),
         )
 
 

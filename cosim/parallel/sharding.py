@@ -106,7 +106,9 @@ def _reduce_gradients(walk: Walk, op: int) -> None:
     category = graph.storage_category[graph.tensor_storage].tolist()
 
     def is_shared(tensor: int) -> bool:
-        return shared and category[tensor] == Category.GRADIENTS and has(graph.specs[walk.spec[tensor]], "kv_heads")
+        spec = graph.specs[walk.spec[tensor]]
+        of_keys = has(spec, "kv_heads") and not has(spec, "groups")
+        return shared and of_keys and category[tensor] == Category.GRADIENTS
 
     read = dict.fromkeys(graph.op_inputs.indices[graph.op_inputs.indptr[op] :].tolist())
     rest = [tensor for tensor in read if walk.layout[tensor] & PARTIAL or is_shared(tensor)]

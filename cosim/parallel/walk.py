@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from cosim.graph import OpGraph, OpKind, Phase, TensorSpec
@@ -100,7 +101,7 @@ class Walk:
             if of_experts:
                 self._tensor_axis[number] = sharding.expert_tensor > 1 and has(graph.specs[number], "ffn")
         self._sequence = [has(spec, SEQUENCE) for spec in graph.specs]
-        self.writer = GraphWriter(graph, self._tensor_axis)
+        self.writer = GraphWriter(graph, self._tensor_axis, self._root)
         self.floating = [spec.dtype[:2] in ("fp", "bf", "tf") for spec in graph.specs]
         self._phases, self._layers = graph.op_phase.tolist(), graph.op_layer.tolist()
 
@@ -189,7 +190,7 @@ class Walk:
         if (root, scope) not in self._gathered:
             self._gathered[root, scope] = tensor
             sliced = self.writer.tensor(tensor, layout)
-            made = self.writer.tensor(tensor, whole, scope)
+            made = self.writer.result(tensor, whole, scope)
             self.writer.communicate("all_gather", "tensor", op, [sliced], [made])
         return self._gathered[root, scope], whole, scope
 
@@ -229,7 +230,7 @@ class Walk:
         key = (number, tuple(self.layout[tensor] for tensor in inputs))
         for tensor, layout in zip(outputs, layouts, strict=True):
             self.layout[tensor] = layout
-        same = self._same_numbers(kind, inputs, operands) if outputs else False
+        same = self._same_numbers(kind, operands, outputs)
         if passes_partial:
             self._keep_wire(kind, inputs, outputs)
         for tensor in outputs if same else ():
@@ -275,11 +276,12 @@ class Walk:
                 found.append((TensorSpec(spec.dims[:-1], "fp32", 4), count))
         return found
 
-    def _same_numbers(self, kind: OpKind, inputs: list[int], operands: list[Operand]) -> bool:
-        """Whether what the op makes are its operand's numbers: a view or a cast; that of a gathered one is gathered."""
-        if kind.op_class not in ("view", "copy") or len(inputs) != 1 or operands[0][2] >= 0:
+    def _same_numbers(self, kind: OpKind, operands: list[Operand], outputs: list[int]) -> bool:
+        """Whether what the op makes are all numbers of its operand: a view or a cast of what is not gathered."""
+        if kind.op_class not in ("view", "copy") or len(operands) != 1 or len(outputs) != 1 or operands[0][2] >= 0:
             return False
-        return kind.op_class == "view" or kind.target in _CASTS
+        sizes = [math.prod(self.graph.shapes[self.spec[tensor]]) for tensor in (operands[0][0], outputs[0])]
+        return sizes[0] == sizes[1] and (kind.op_class == "view" or kind.target in _CASTS)
 
     def _keep_wire(self, kind: OpKind, inputs: list[int], outputs: list[int]) -> None:
         """Messages keep the format of the products that are summed, where autocast has cast those up before.
@@ -419,7 +421,7 @@ class Walk:
         op = op if self._phases[op] == self._phases[maker] else maker
         if self.sharding.sequence and self.has_sequence(tensor) and not layout & (SHARD | EXPERT):
             self.move(tensor, whole | SHARD)
-            after = self.writer.tensor(tensor, self.layout[tensor])
+            after = self.writer.result(tensor, self.layout[tensor])
             self.writer.communicate("reduce_scatter", "tensor", op, [before], [after], wire=wire)
             self.writer.ends(tensor, layout)
         else:

@@ -265,6 +265,7 @@ def name_axes(axes: TensorAxes, operations: Sequence[Operation], step_inputs: se
         unite_through(axes, op.kind, op.inputs, op.outputs)
     named = Named(axes, {})
     forward = [op for op in operations if op.phase == Phase.FORWARD]
+    _unite_tables_of_experts(axes, forward)
     for op in forward:  # before norms of heads and tables of biases per head, which look like those of hidden
         _name_attention(named, op)
     for op in forward:
@@ -286,6 +287,23 @@ def name_axes(axes: TensorAxes, operations: Sequence[Operation], step_inputs: se
             if leaf in contracted and named.named(inner):
                 named.give([leaf], "ffn")
     return named
+
+
+def _unite_tables_of_experts(axes: TensorAxes, forward: Sequence[Operation]) -> None:
+    """Experts' biases are rows of tables, one per expert: picked by index and added to what experts make."""
+    tables: dict[int, int] = {}
+    made: set[int] = set()
+    for op in forward:
+        if op.kind.target in _OF_EXPERTS:
+            made.update(op.outputs)
+            experts = axes.of(op.inputs[1])[0]
+        elif op.kind.target == "aten.index_select":
+            tables[op.outputs[0]] = op.inputs[0]
+        elif op.kind.target == "aten._to_copy" and op.inputs[0] in tables:
+            tables[op.outputs[0]] = tables[op.inputs[0]]
+        elif op.kind.target == "aten.add" and not made.isdisjoint(op.inputs):
+            for table in (tables[tensor] for tensor in op.inputs if tensor in tables):
+                axes.same(axes.of(table)[0], experts)
 
 
 def _name_attention(named: Named, op: Operation) -> None:
