@@ -7,15 +7,18 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosim.output import whole_file
 from cosim.report import tables, words
+from cosim.report.communication import traffic
 from cosim.report.figures.breakdown import breakdown_figure
 from cosim.report.figures.lanes import Lanes, build_lanes
 from cosim.report.figures.memory import memory_figure
+from cosim.report.figures.pipeline import pipeline_figure, pipeline_lanes, pipeline_lookup, ranks_of
 from cosim.report.figures.roofline import roofline_figure
 from cosim.report.figures.timeline import lookup_of, timeline_figure
+from cosim.report.rank_memory import peaks
 from cosim.result import Detail, Result
 
 if TYPE_CHECKING:
@@ -39,9 +42,16 @@ def page(result: Result) -> str:
     from plotly.offline import get_plotlyjs
 
     figures = {"breakdown": breakdown_figure(result)}
+    lookups: dict[str, Any] = {}
     lanes: Lanes | None = None
     if result.detail is not None:
-        lanes = build_lanes(result.detail.program, result.detail.timeline)
+        program, timeline = result.detail.program, result.detail.timeline
+        several = ranks_of(program) > 1
+        lanes = build_lanes(program, timeline, device=result.worst_rank if several else None)
+        lookups["timeline"] = lookup_of(lanes)
+        if several:
+            passes = pipeline_lanes(program, timeline)
+            figures["pipeline"], lookups["pipeline"] = pipeline_figure(passes), pipeline_lookup(passes)
         figures["timeline"] = timeline_figure(lanes)
         figures["memory"] = memory_figure(result, result.detail.memory)
         figures["roofline"] = roofline_figure(result, result.detail.roofline, result.detail.ops)
@@ -65,7 +75,7 @@ def page(result: Result) -> str:
             "<footer>Simulated by cosim; no step of this run was executed.</footer>",
             '</main><div id="tip" hidden></div>',
             f'<script type="application/json" id="figures">{_figures_json(figures)}</script>',
-            f'<script type="application/json" id="tasks">{_json(lookup_of(lanes) if lanes else {})}</script>',
+            f'<script type="application/json" id="tasks">{_json(lookups)}</script>',
             f"<script>{plotly}</script>",
             f"<script>{script}</script>",
             "</body></html>",
@@ -86,9 +96,16 @@ def _sections(result: Result, lanes: Lanes | None) -> list[str]:
         zoom = f'<button class="switch" id="memory-scale" aria-pressed="false" data-peak="{peak:.4f}">'
         zoom += "Scale to peak</button>"
         find = '<input class="filter" type="search" placeholder="Filter: module, op, phase" aria-label="Filter ops">'
+        several = ranks_of(detail.program) > 1
+        if several:
+            sections.append(_section("Pipeline", _pipeline_words(result), _figure("pipeline")))
+        rows = traffic(result)
+        if rows:
+            sections.append(_section("Communication", _TRAFFIC_WORDS, tables.traffic_table(result, rows)))
+        streams = f"Streams of rank {result.worst_rank} over time" if several else "Streams over time"
         sections += [
-            _section("Streams over time", _timeline_words(detail, lanes), _figure("timeline")),
-            _section("Memory over time", f"Of rank {result.worst_rank}, which needs the most.", memory, zoom),
+            _section(streams, _timeline_words(detail, lanes), _figure("timeline")),
+            _section("Memory over time", _memory_words(result), memory, zoom),
             _section("Roofline", _ROOFLINE_WORDS, roofline),
             _section(
                 "Most expensive ops",
@@ -104,7 +121,28 @@ _ROOFLINE_WORDS = (
     "A point is all ops of one kind, shape and phase; its area is the time they take. Far below a ceiling: time that "
     "a better kernel or fusion could save."
 )
+_TRAFFIC_WORDS = (
+    "Per step and rank, on average over pipeline ranks. Bytes are full buffers: of an all-gather what all ranks have "
+    "after it. Exposed is the part of its time in which compute waits."
+)
 _OPS_WORDS = "Time of all of them in one step, each alone on the device."
+
+
+def _pipeline_words(result: Result) -> str:
+    bubble = float(result.time_breakdown_s.get("bubble", 0.0))
+    share = bubble / result.step_time_s if result.step_time_s > 0 else 0.0
+    schedule = words.plain_line(words.looked_up(result.spec, "parallel.schedule", "1f1b"))
+    took = f"{words.seconds(bubble)} of a rank, {words.percent(share)} of the step, on average"
+    return (
+        f"Ranks by time under {schedule}; numbers are micro-batches, and lighter boxes later chunks of a rank. The "
+        f"bubble, waiting for what other ranks compute, takes {took}."
+    )
+
+
+def _memory_words(result: Result) -> str:
+    held = [words.memory(peak) for peak in peaks(result)]
+    others = f" Peaks of ranks 0 to {len(held) - 1}: {', '.join(held)}." if held else ""
+    return f"Of rank {result.worst_rank}, which needs the most.{others}"
 
 
 def _timeline_words(detail: Detail, lanes: Lanes) -> str:

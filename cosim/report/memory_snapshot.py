@@ -46,7 +46,7 @@ _NAMES = {
 
 
 def write_memory_snapshot(result: Result, path: str | Path) -> None:
-    """Writes the allocations of device 0 over the played step to `path`, for pytorch.org/memory_viz.
+    """Writes the allocations of the rank that holds most over the played step to `path`, for pytorch.org/memory_viz.
 
     Raises InputError: the result has no detail, or `path` cannot be written; then nothing is left behind.
     """
@@ -66,7 +66,7 @@ def memory_snapshot(result: Result) -> dict[str, Any]:
         raise InputError("memory snapshot: this result has no traced step; simulate the run again")
     replay = _Replay()
     _resident(replay, detail.traced)
-    for change in _changes(detail, detail.traced):
+    for change in _changes(detail, detail.traced, result.worst_rank):
         replay.apply(change)
     return {
         "segments": [replay.segment()],
@@ -253,13 +253,13 @@ def _resident(replay: _Replay, traced: TracedStep) -> None:
                 replay.allocate(_Change(0, category, size, None, -1, frames))
 
 
-def _changes(detail: Detail, traced: TracedStep) -> list[_Change]:
-    """All changes in the order in which `cosim.memory` counts them: by time, at one time by task."""
+def _changes(detail: Detail, traced: TracedStep, device: int) -> list[_Change]:
+    """All changes on a device in the order in which `cosim.memory` counts them: by time, at one time by task."""
     program, timeline = detail.program, detail.timeline
     steps = _OpChanges(traced)
     changes: list[_Change] = []
     for task in np.flatnonzero(program.profile >= 0).tolist():
-        if program.streams[int(program.stream[task])].device != _DEVICE:
+        if program.streams[int(program.stream[task])].device != device:
             continue
         start, end = int(timeline.start_ps[task]), int(timeline.end_ps[task])
         profile, label = program.profiles[int(program.profile[task])], program.labels[int(program.label[task])]

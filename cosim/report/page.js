@@ -39,8 +39,40 @@
       const { data, layout } = themed(figure);
       Plotly.react(place, data, layout, { ...config, ...bar });
     }
+    numberBoxes();
+  }
+
+  // Micro-batch numbers in those boxes of the pipeline that have room for them.
+  const NUMBERS = 1500;
+  function numberBoxes() {
+    const place = document.getElementById("figure-pipeline");
+    if (!place) return;
+    const { lanes, texts, ink } = tasks.pipeline;
+    const axis = place._fullLayout.xaxis;
+    const [from, until] = axis.range;
+    const pixels = axis._length / (until - from);
+    const found = { x: [], y: [], text: [], color: [] };
+    lanes.forEach((lane, row) => {
+      lane.start.forEach((start, i) => {
+        const end = lane.end[i];
+        if (end < from || start > until || !ink[lane.key[i]] || lane.tasks[i] > 1 || found.x.length >= NUMBERS) return;
+        const number = texts[lane.text[i]].match(/\d+$/)?.[0] ?? "";
+        if ((Math.min(end, until) - Math.max(start, from)) * pixels < 7 * number.length + 4) return;
+        found.x.push((Math.min(end, until) + Math.max(start, from)) / 2);
+        found.y.push(row);
+        found.text.push(number);
+        found.color.push(ink[lane.key[i]]);
+      });
+    });
+    const { x, y, text } = found;
+    Plotly.restyle(place, { x: [x], y: [y], text: [text], "textfont.color": [found.color] }, [place.data.length - 1]);
   }
   draw();
+  const pipeline = document.getElementById("figure-pipeline");
+  if (pipeline) {
+    pipeline.on("plotly_relayout", numberBoxes);
+    window.addEventListener("resize", () => setTimeout(numberBoxes, 200));
+  }
   dark.addEventListener("change", draw);
 
   // Memory against the device's capacity, or its peak filling the figure.
@@ -54,23 +86,22 @@
     });
   }
 
-  // What lies under the pointer in the timeline.
+  // What lies under the pointer in the timeline and the pipeline.
   const tip = document.getElementById("tip");
-  const timeline = document.getElementById("figure-timeline");
   const duration = (s) => {
     for (const [unit, scale] of [["s", 1], ["ms", 1e-3], ["µs", 1e-6]]) {
       if (s >= scale) return Number((s / scale).toPrecision(4)) + " " + unit;
     }
     return Number((s * 1e9).toPrecision(4)) + " ns";
   };
-  function taskAt(event) {
-    const full = timeline._fullLayout;
-    const box = timeline.getBoundingClientRect();
+  function taskAt(event, place, lanes) {
+    const full = place._fullLayout;
+    const box = place.getBoundingClientRect();
     const px = event.clientX - box.left - full.xaxis._offset;
     const py = event.clientY - box.top - full.yaxis._offset;
     if (px < 0 || px > full.xaxis._length || py < 0 || py > full.yaxis._length) return null;
     const y = full.yaxis.p2d(py);
-    const lane = tasks.lanes[Math.round(y)];
+    const lane = lanes[Math.round(y)];
     if (!lane || Math.abs(y - Math.round(y)) > 0.42) return null;
     const time = full.xaxis.p2d(px);
     const slack = Math.abs(full.xaxis.p2d(px + 2) - time);
@@ -86,15 +117,15 @@
     }
     return null;
   }
-  function showTip(event) {
-    const found = taskAt(event);
+  function showTip(event, place, shown) {
+    const found = taskAt(event, place, shown.lanes);
     tip.hidden = !found;
     if (!found) return;
     const [lane, i] = found;
-    const words = tasks.texts[lane.text[i]];
+    const words = shown.texts[lane.text[i]];
     tip.replaceChildren();
     const title = document.createElement("b");
-    const launch = tasks.keys[lane.key[i]] === "launch" ? "launching " : "";
+    const launch = shown.keys[lane.key[i]] === "launch" ? "launching " : "";
     title.textContent = launch + words + (lane.tasks[i] > 1 ? ` and ${lane.tasks[i] - 1} more` : "");
     tip.append(title, `${duration(lane.end[i] - lane.start[i])}, from ${duration(lane.start[i])} on`);
     const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
@@ -102,10 +133,11 @@
     tip.style.left = Math.max(8, left) + "px";
     tip.style.top = (below ? event.clientY + 16 : event.clientY - tip.offsetHeight - 12) + "px";
   }
-  if (timeline) {
-    timeline.addEventListener("pointermove", showTip);
-    timeline.addEventListener("pointerdown", showTip);
-    timeline.addEventListener("pointerleave", () => { tip.hidden = true; });
+  for (const [name, shown] of Object.entries(tasks)) {
+    const place = document.getElementById("figure-" + name);
+    place.addEventListener("pointermove", (event) => showTip(event, place, shown));
+    place.addEventListener("pointerdown", (event) => showTip(event, place, shown));
+    place.addEventListener("pointerleave", () => { tip.hidden = true; });
     document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
   }
 

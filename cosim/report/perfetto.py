@@ -1,11 +1,11 @@
 """A step as Chrome-trace JSON, which Perfetto, chrome://tracing and speedscope open: streams, flows, counters.
 
-The trace-event format (Google, "Trace Event Format", and perfetto's JSON importer): a process per device, a thread per
+The trace-event format (Google, "Trace Event Format", and perfetto's JSON importer): a process per rank, a thread per
 stream and one for the launches of each host thread. Tasks are complete events ("X"), with the ops of compute tasks
-nested in them; a flow ("s", "f") leads from a task to each that waited for it on another stream; memory by category
-and what links carry are counters ("C"). Times are microseconds in whole nanoseconds, which is how finely Perfetto sees.
-A slice ends a nanosecond before what follows or encloses it: readers that add and compare fractions (speedscope) would
-take slices that touch for slices that overlap.
+nested in them; a flow ("s", "f") leads from a task to each that waited for it on another stream, and from a message to
+what waited for it on another rank; memory by category and what links carry are counters ("C"). Times are microseconds
+in whole nanoseconds, which is how finely Perfetto sees. A slice ends a nanosecond before what follows or encloses it:
+readers that add and compare fractions (speedscope) would take slices that touch for slices that overlap.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cosim.engine.program import PICOSECONDS_PER_S, Label
 from cosim.graph import Phase
 from cosim.output import whole_file
 from cosim.report import words
+from cosim.report.rank_memory import curves
 from cosim.result import Detail, Result, TracedStep
 from hwmodels.units import InputError
 
@@ -58,9 +59,8 @@ def chrome_trace(result: Result, most_events: int = MOST_EVENTS) -> dict[str, An
     if detail is None:
         raise InputError("perfetto: this result has no timeline; simulate the run again")
     drawn = _Drawn(detail)
-    events = [*_tasks(drawn), *_launches(drawn), *_flows(drawn), *_memory(result, detail), *_links(drawn)]
-    if detail.traced is not None:
-        events += _ops(drawn, detail.traced, most_events - len(events))
+    events = [*_tasks(drawn), *_launches(drawn), *_flows(drawn), *_memory(drawn), *_links(drawn)]
+    events += _ops(drawn, most_events - len(events))
     # enclosing slices before those inside; flows after the slices that they bind to; counters wherever
     order = {"X": 0, "s": 1, "f": 2, "C": 3}
     events.sort(key=lambda event: (event["ts"], order[event["ph"]], -event.get("dur", 0.0)))
@@ -159,7 +159,8 @@ def _flows(drawn: _Drawn) -> Iterator[Event]:
             other = int(program.stream[before])
             if other != stream and visible[before]:
                 source = (drawn.pid[other], _STREAMS + other, int(drawn.end[before]) - 2)
-                yield from _flow("dependency", next(number), source, end)
+                name = "dependency" if drawn.pid[other] == drawn.pid[stream] else "message"
+                yield from _flow(name, next(number), source, end)
 
 
 def _flow(name: str, number: int, *ends: tuple[int, int, int]) -> Iterator[Event]:
@@ -169,17 +170,23 @@ def _flow(name: str, number: int, *ends: tuple[int, int, int]) -> Iterator[Event
         yield event | ({"bp": "e"} if phase == "f" else {})
 
 
-def _memory(result: Result, detail: Detail) -> Iterator[Event]:
-    """What the device holds by category, in bytes; rank 0's program stands for the rank that needs the most."""
-    curve = detail.memory
-    time = np.rint(curve.time_s * (PICOSECONDS_PER_S / _PICOSECONDS_PER_NS)).astype(np.int64)
-    pid = min((stream.device for stream in detail.program.streams), default=0) + 1
-    last: dict[str, int] = {}
-    for point in range(len(time)):
-        held = {name: round(float(curve.bytes[row, point])) for row, name in enumerate(curve.categories)}
-        if held != last:
-            yield {"ph": "C", "name": "memory", "pid": pid, "ts": microseconds(int(time[point])), "args": held}
-        last = held
+def _memory(drawn: _Drawn) -> Iterator[Event]:
+    """What every device holds by category, in bytes."""
+    first = min((stream.device for stream in drawn.program.streams), default=0)
+    for device, curve in enumerate(curves(drawn.detail), first):
+        time = np.rint(curve.time_s * (PICOSECONDS_PER_S / _PICOSECONDS_PER_NS)).astype(np.int64)
+        last: dict[str, int] = {}
+        for point in range(len(time)):
+            held = {name: round(float(curve.bytes[row, point])) for row, name in enumerate(curve.categories)}
+            if held != last:
+                yield {
+                    "ph": "C",
+                    "name": "memory",
+                    "pid": device + 1,
+                    "ts": microseconds(int(time[point])),
+                    "args": held,
+                }
+            last = held
 
 
 def _links(drawn: _Drawn) -> Iterator[Event]:
@@ -218,18 +225,20 @@ def _link_bytes(drawn: _Drawn) -> NDArray[np.float64]:
     return moved
 
 
-def _ops(drawn: _Drawn, traced: TracedStep, most: int) -> list[Event]:
-    """The kernels inside the compute tasks of the first micro-step and of the optimizer, device 0's, up to `most`.
+def _ops(drawn: _Drawn, most: int) -> list[Event]:
+    """The kernels inside the compute tasks of the first micro-step and of the optimizer, up to `most`.
 
     A task's time is shared among its ops as their times alone are.
     """
-    program, events = drawn.program, list[Event]()
+    program, ranks, events = drawn.program, drawn.detail.ranks, list[Event]()
     for task in drawn.seen.tolist():
         label, stream = drawn.label(task), int(program.stream[task])
         first, stop = label.ops
         chosen = program.micro_step[task] == 0 or label.phase == Phase.OPTIMIZER.name.lower()
-        if stop <= first or not chosen or program.streams[stream].device != 0:
+        device = program.streams[stream].device
+        if stop <= first or not chosen or device >= len(ranks):
             continue
+        traced = ranks[device]
         ends = np.cumsum(traced.prices.time_s[first:stop])
         if len(events) + len(ends) > most:
             break
@@ -269,7 +278,8 @@ def _names(result: Result, drawn: _Drawn) -> Iterator[Event]:
         return {"ph": "M", "name": name, "pid": pid, "tid": tid, "ts": 0, "args": args}
 
     for device in sorted({stream.device for stream in program.streams}):
-        yield said("process_name", device + 1, 0, name=f"device {device}")
+        name = f"rank {device}" if len(drawn.detail.ranks) > 1 else f"device {device}"
+        yield said("process_name", device + 1, 0, name=name)
         yield said("process_labels", device + 1, 0, labels=words.machine(result))
         yield said("process_sort_index", device + 1, 0, sort_index=device)
     for what, number in sorted(used):

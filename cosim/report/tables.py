@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cosim.report import words
 from cosim.report.breakdown import Part, grouped, memory_parts, time_parts
+from cosim.report.communication import Traffic
 from cosim.report.figures.palette import color_of
 from cosim.result import OpRow, Result
 
@@ -140,6 +141,38 @@ def _bar(part: Part, most: float, communication: bool = False) -> str:
 
 def _swatch(color: str) -> str:
     return f'<i class="swatch" style="background:{color}"></i>'
+
+
+_TRAFFIC_COLUMNS = (
+    ("collective", ""),
+    ("group", ""),
+    ("ranks", "number"),
+    ("where", ""),
+    ("calls", "number"),
+    ("bytes", "number"),
+    ("time", "number"),
+    ("exposed", "number"),
+)
+
+
+def traffic_table(result: Result, rows: Sequence[Traffic]) -> str:
+    """Communication by group and kind, with where it goes and how much of it compute waits for."""
+    exposed = result.time_breakdown_s.get("exposed_communication", {})
+    body = ""
+    for row in rows:
+        waits = exposed.get(f"{row.group} {row.kind}", exposed.get(row.kind, 0.0))
+        shared = sum(1 for other in rows if other.kind == row.kind and f"{other.group} {other.kind}" not in exposed)
+        said = words.seconds(waits) if f"{row.group} {row.kind}" in exposed or shared == 1 else "–"
+        swatch = _swatch(color_of(row.kind, communication=True))
+        body += (
+            f'<tr><td class="name">{swatch}{escaped(words.name_of(row.kind))}</td><td>{escaped(row.group)}</td>'
+            f'<td class="number">{row.ranks:,}</td><td>{"across nodes" if row.crosses else "inside a node"}</td>'
+            f'<td class="number">{words.rate(row.calls)}</td><td class="number">{words.memory(row.bytes)}</td>'
+            f'<td class="number">{words.seconds(row.time_s)}</td><td class="number">{said}</td></tr>'
+        )
+    heads = "".join(f'<th class="{style}">{name}</th>' for name, style in _TRAFFIC_COLUMNS)
+    table = f'<table class="parts traffic"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="wide">{table}</div>'
 
 
 def memory_table(result: Result) -> str:

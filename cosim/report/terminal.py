@@ -14,10 +14,12 @@ from rich.text import Text
 
 from cosim.report import words
 from cosim.report.breakdown import Part, grouped, memory_parts, time_parts
+from cosim.report.rank_memory import peaks
 from cosim.result import Result
 
 _PARTS_SHOWN = 8
 _NOTES_SHOWN = 3
+_RANKS_SHOWN = 16
 _WIDEST = 110
 _NAME_WIDTH = 26
 _AMOUNT_WIDTH, _SHARE_WIDTH, _GAP, _INDENT = 11, 8, 2, 2
@@ -173,6 +175,24 @@ class _Printer:
             row = (self.text(part.name), words.memory(part.amount), words.percent(part.share))
             self._row(table, *row, share=part.share, style="cyan")
         table.add_row(self.text("peak", "bold"), words.memory(self.result.peak_memory_bytes), words.percent(1.0))
+        self.print(table)
+        self._memory_of_ranks()
+
+    def _memory_of_ranks(self) -> None:
+        """The peak of every pipeline rank, where there are several."""
+        held = peaks(self.result)
+        if not held:
+            return
+        self.heading("Peak memory of the pipeline ranks")
+        table = self._parts_table()
+        most = max(held)
+        shown = sorted(sorted(range(len(held)), key=lambda rank: -held[rank])[:_RANKS_SHOWN])
+        for rank in shown:
+            peak, worst = held[rank], rank == self.result.worst_rank
+            name = self.text(f"rank {rank}{' (the most)' if worst else ''}", "bold" if worst else "")
+            self._row(table, name, words.memory(peak), "", share=peak / most, style="cyan")
+        if len(shown) < len(held):
+            table.add_row(self.text(f"{len(held) - len(shown)} others", "dim"), self.text("less", "dim"))
         self.print(table)
 
     def _energy(self) -> None:

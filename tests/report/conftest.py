@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cosim
 from cosim.engine.program import Demands, Label, Program, Stream, Timeline
 from cosim.graph import Csr
 from cosim.result import Detail, MemoryCurve, OpRow, Result, Roofline
@@ -263,6 +264,24 @@ def _memory(at_peak: dict[str, float], step: float, names: str) -> MemoryCurve:
     peak = int(curve.sum(axis=0).argmax())
     curve[:, peak] = list(at_peak.values())
     return MemoryCurve(time, curve, tuple(at_peak), float(time[peak]), f"forward head and loss{names}")
+
+
+PIPELINED = """
+workload:
+  model: {family: gpt, layers: 8, hidden: 512, heads: 8, vocab: 4096, tied_embeddings: true}
+  seq_len: 512
+  global_batch: 16
+  micro_batch: 1
+system: {accelerator: h100-sxm-80gb, devices: 8}
+parallel: {pipeline: 4, schedule: %s, virtual_stages: %d, zero: 1}
+training: {framework: megatron-core}
+"""
+
+
+@pytest.fixture(scope="session", params=[("interleaved-1f1b", 2), ("zb-h1", 1)], ids=["interleaved", "zero-bubble"])
+def pipelined(request: pytest.FixtureRequest) -> Result:
+    """A simulated step over four pipeline ranks, in eight micro-batches."""
+    return cosim.simulate(cosim.RunSpec.from_text(PIPELINED % request.param))
 
 
 @pytest.fixture(scope="session")

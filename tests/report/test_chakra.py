@@ -202,7 +202,7 @@ def test_ranks_that_communicate_one_at_a_time_never_wait_for_each_other(written:
 
 def test_communicators_are_the_ranks_that_megatron_puts_together() -> None:
     """The example of Megatron-LM's initialize_model_parallel: 16 devices, tensor 2, pipeline 4."""
-    from cosim.report.chakra.communicators import Communicators
+    from cosim.report.communicators import Communicators
 
     ranks = Communicators.of({"system": {"devices": 16}, "parallel": {"tensor": 2, "pipeline": 4}}, 4)
     assert {ranks.members("data", rank) for rank in range(16)} == {

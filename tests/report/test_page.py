@@ -150,9 +150,9 @@ def test_the_table_lists_the_ops_by_time(page: _Page, result: Result) -> None:
 def test_the_tooltips_know_every_task(page: _Page, result: Result) -> None:
     assert result.detail is not None
     tasks = json.loads(page.data["tasks"])
-    gathers = tasks["lanes"][1]
+    gathers = tasks["timeline"]["lanes"][1]
     assert len(gathers["start"]) == (result.detail.program.stream == 2).sum()
-    assert "all-gather block 0, forward" in tasks["texts"]
+    assert "all-gather block 0, forward" in tasks["timeline"]["texts"]
 
 
 def test_names_of_users_are_text_and_never_markup(hostile: Result, page: _Page, tmp_path: Path) -> None:

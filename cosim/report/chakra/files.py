@@ -20,10 +20,10 @@ from pathlib import Path
 from cosim.engine.program import PICOSECONDS_PER_S
 from cosim.output import writing
 from cosim.report import words
-from cosim.report.chakra.communicators import Communicators
 from cosim.report.chakra.nodes import Node, nodes_of
 from cosim.report.chakra.schema import COLLECTIVES, NodeType, attribute, delimited, metadata, node
 from cosim.report.chakra.unfolding import unfolded
+from cosim.report.communicators import Communicators
 from cosim.result import Detail, Result
 from hwmodels.units import InputError
 

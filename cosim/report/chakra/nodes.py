@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from cosim.engine.program import Label, Program, Sent
 from cosim.parallel.communication import communications
 from cosim.report import words
-from cosim.report.chakra.communicators import Communicators
 from cosim.report.chakra.schema import NodeType
 from cosim.report.chakra.unfolding import Unfolding
+from cosim.report.communicators import Communicators
 from cosim.result import TracedStep
 
 PICOSECONDS_PER_US = 1_000_000

@@ -52,15 +52,15 @@ class Lanes:
     merged: bool
 
 
-def build_lanes(program: Program, timeline: Timeline, most: int = MOST_RECTANGLES) -> Lanes:
-    """What is drawn of a played program; at most about `most` rectangles."""
+def build_lanes(program: Program, timeline: Timeline, most: int = MOST_RECTANGLES, device: int | None = None) -> Lanes:
+    """What is drawn of a played program, or of one device of it; at most about `most` rectangles."""
     start, end = timeline.start_ps / PICOSECONDS_PER_S, timeline.end_ps / PICOSECONDS_PER_S
     total = float(end.max(initial=0.0))
     keys, texts = _Numbers(), _Numbers()
     label_key = np.array([keys.of(_key(label)) for label in program.labels], dtype=np.int64)
     label_text = np.array([texts.of(_text(label)) for label in program.labels], dtype=np.int64)
     raw: list[Lane] = []
-    for number, stream in _ordered(program):
+    for number, stream in _ordered(program, device):
         mine = np.flatnonzero((program.stream == number) & (end > start))
         if len(mine):
             label = program.label[mine]
@@ -77,7 +77,7 @@ def build_lanes(program: Program, timeline: Timeline, most: int = MOST_RECTANGLE
             raw.append(
                 _lane(stream.name, stream.device, "host", begin, until, launch, label_text[program.label[issued]])
             )
-    lanes, merged = _small_enough(raw, total, most)
+    lanes, merged = fewer(raw, total, most)
     idle: list[float] = []
     final = []
     for lane, whole in zip(lanes, raw, strict=True):
@@ -117,8 +117,8 @@ def _text(label: Label) -> str:
     return ", ".join([said, *(word for word in (kind, plain_line(label.phase), layer) if word and word not in said)])
 
 
-def _ordered(program: Program) -> list[tuple[int, Stream]]:
-    numbered = list(enumerate(program.streams))
+def _ordered(program: Program, device: int | None) -> list[tuple[int, Stream]]:
+    numbered = [(n, stream) for n, stream in enumerate(program.streams) if device in (None, stream.device)]
     return sorted(numbered, key=lambda item: (item[1].device, _ORDER.get(item[1].kind, 5), item[0]))
 
 
@@ -128,7 +128,7 @@ def _lane(name: str, device: int, kind: str, start: Floats, end: Floats, key: In
     return Lane(plain_line(name), device, kind, start[order], end[order], key[order], text[order], ones)
 
 
-def _small_enough(lanes: list[Lane], total: float, most: int) -> tuple[list[Lane], bool]:
+def fewer(lanes: list[Lane], total: float, most: int) -> tuple[list[Lane], bool]:
     """Lanes with neighbours merged that are too short to see, coarser until there are few enough; whether any were."""
     share, same_key = _FINEST, True
     before = sum(map(len, lanes))

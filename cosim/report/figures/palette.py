@@ -32,8 +32,10 @@ _COLORS: Mapping[str, str] = {
     "unknown": "#8a8f98",
     # compute, by phase
     "forward": "#5aa9e6",
-    "backward": "#2166ac",
-    "recompute": "#59b3a4",
+    "backward": "#3fa37c",
+    "input_gradient": "#3fa37c",
+    "weight_gradient": "#a9c94f",
+    "recompute": "#1b7065",
     "compute": "#2166ac",
     "optimizer": "#8c6bb1",
     # communication
@@ -68,6 +70,12 @@ def color_of(key: str, *, communication: bool = False) -> str:
         return _COLORS[key]
     family = _COMMUNICATION if communication else _COMPUTE
     return family[sum(map(ord, key)) % len(family)]
+
+
+def lighter(color: str, share: float) -> str:
+    """A "#rrggbb" colour mixed with `share` (0 to 1) of white."""
+    channels = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(c + (255 - c) * share):02x}" for c in channels)
 
 
 def ink_on(color: str) -> str:

@@ -28,8 +28,8 @@ def timeline_figure(lanes: Lanes) -> go.Figure:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for number in _in_legend_order(lanes):
-        parts = [_outlines(lanes, row, number) for row in range(len(lanes.lanes))]
+    for number in in_legend_order(lanes):
+        parts = [outlines(lanes, row, number) for row in range(len(lanes.lanes))]
         x = np.concatenate([part[0] for part in parts])
         if not len(x):
             continue
@@ -88,7 +88,7 @@ def lookup_of(lanes: Lanes) -> dict[str, Any]:
     }
 
 
-def _outlines(lanes: Lanes, row: int, key: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def outlines(lanes: Lanes, row: int, key: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The corners of all rectangles of one colour in one row, with a gap after each."""
     lane = lanes.lanes[row]
     mine = lane.key == key
@@ -100,10 +100,10 @@ def _outlines(lanes: Lanes, row: int, key: int) -> tuple[np.ndarray[Any, Any], n
     return x, y
 
 
-def _in_legend_order(lanes: Lanes) -> list[int]:
+def in_legend_order(lanes: Lanes) -> list[int]:
     """Colours as they first appear, row by row; idleness last."""
     seen = dict.fromkeys(int(key) for lane in lanes.lanes for key in lane.key)
-    return sorted(seen, key=lambda number: lanes.keys[number] == "idle")
+    return sorted(seen, key=lambda number: lanes.keys[number] in ("idle", "waiting"))
 
 
 def _communicates(lanes: Lanes, key: int) -> bool:
