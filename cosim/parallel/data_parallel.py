@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosim.graph import Category, Ints, OpGraph, Phase
+from cosim.graph import Category, Ints, OpGraph, Parameter, Phase
 from cosim.parallel.groups import Group
+from cosim.parallel.layout import EXPERTS, has
 from cosim.techniques import gradient_buffer
 from cosim.techniques.optimizers import NO_TRAFFIC, UpdateTraffic
 from cosim.techniques.precision import StepFormats
@@ -26,20 +27,28 @@ ROOT = -1
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Parameters that are gathered together: a repeated block, or the root (layer -1), which holds the rest."""
+    """Parameters that are gathered together: a repeated block, or the root (layer -1), which holds the rest.
+
+    `expert_elements` and `expert_trainable` are those of them that other ranks hold than those of the plan's group.
+    """
 
     layer: int
     elements: int
     trainable: int
     tensors: int
+    expert_elements: int = 0
+    expert_trainable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Gradients reduced together: complete once the backward op `ready` has run."""
+    """Gradients reduced together, over the group of experts where they are theirs: complete once the backward op
+    `ready` has run.
+    """
 
     elements: int
     ready: int
+    experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class DataParallelPlan:
     update: UpdateTraffic = NO_TRAFFIC  # what the update sends besides gradients and parameters
     buffer_bytes: int = 0  # of the module's buffers, which every rank holds whole
     gradient_bytes: int = 0  # of a buffer that micro-steps add their gradients to
+    expert_group: Group | None = None  # the ranks that hold the same experts, where they are others
 
     @property
     def degree(self) -> int:
@@ -70,10 +80,14 @@ class DataParallelPlan:
     def trainable(self) -> int:
         return sum(unit.trainable for unit in self.units)
 
-    def shards(self, what: Category) -> int:
-        """Into how many parts weights, gradients or optimizer states are cut."""
+    def group_of(self, experts: bool) -> Group:
+        """The ranks that hold the same experts, or the same other parameters."""
+        return self.expert_group or self.group if experts else self.group
+
+    def shards(self, what: Category, experts: bool = False) -> int:
+        """Into how many parts weights, gradients or optimizer states are cut; those of experts, if asked for."""
         first_sharded = {Category.OPTIMIZER: 1, Category.GRADIENTS: 2, Category.WEIGHTS: 3}[what]
-        return self.degree if self.zero >= first_sharded else 1
+        return self.group_of(experts).size if self.zero >= first_sharded else 1
 
     @property
     def optimizer_shards(self) -> int:
@@ -82,18 +96,27 @@ class DataParallelPlan:
 
     def resident_bytes(self) -> dict[Category, int]:
         """What a rank holds during the whole step; gradients only in a buffer."""
-        formats = self.formats
-        two_copies = formats.master != formats.parameter
-        if self.shards(Category.WEIGHTS) > 1:
-            weights, extra = self.elements * formats.master, 0
-        else:
-            weights, extra = self.elements * formats.parameter, self.trainable * formats.master * two_copies
-        optimizer = self.trainable * formats.optimizer_state + extra
+        in_experts = sum(unit.expert_elements for unit in self.units)
+        trained = sum(unit.expert_trainable for unit in self.units)
+        others = self._held(self.elements - in_experts, self.trainable - trained, experts=False)
+        parts = (others, self._held(in_experts, trained, experts=True))
+        weights, optimizer = (sum(part[i] for part in parts) for i in range(2))
         return {
-            Category.WEIGHTS: math.ceil(weights / self.shards(Category.WEIGHTS)) + self.buffer_bytes,
-            Category.OPTIMIZER: math.ceil(optimizer / self.shards(Category.OPTIMIZER)),
+            Category.WEIGHTS: weights + self.buffer_bytes,
+            Category.OPTIMIZER: optimizer,
             Category.GRADIENTS: self.gradient_bytes,
         }
+
+    def _held(self, elements: int, trainable: int, experts: bool) -> tuple[int, int]:
+        """Bytes of weights and of optimizer states that a rank holds."""
+        formats = self.formats
+        two_copies = formats.master != formats.parameter
+        cut, cut_states = self.shards(Category.WEIGHTS, experts), self.shards(Category.OPTIMIZER, experts)
+        if cut > 1:
+            weights, extra = elements * formats.master, 0
+        else:
+            weights, extra = elements * formats.parameter, trainable * formats.master * two_copies
+        return math.ceil(weights / cut), math.ceil((trainable * formats.optimizer_state + extra) / cut_states)
 
 
 def plan(
@@ -108,16 +131,25 @@ def plan(
     first_bucket_bytes: int,
     update: UpdateTraffic = NO_TRAFFIC,
     chunk: Ints | None = None,
+    expert_group: Group | None = None,
 ) -> DataParallelPlan:
-    """The plan of one rank that shares its parameters with the others of `group`.
+    """The plan of one rank that shares its parameters with the others of `group`, and its experts with those of
+    `expert_group`.
 
     `chunk`, of a pipeline rank, is the chunk of each op: its units are chunks instead of blocks.
     """
-    units = _units(graph) if chunk is None else _chunk_units(graph, chunk)
-    buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes)
+    in_experts = _in_experts(graph) if expert_group not in (None, group) else frozenset()
+    units = _units(graph, in_experts) if chunk is None else _chunk_units(graph, chunk, in_experts)
+    buckets = () if zero == 3 else _buckets(graph, formats.gradient, bucket_bytes, first_bucket_bytes, in_experts)
     overlap = (overlap_gradients, overlap_parameters)
     held = _buffer_bytes(graph), gradient_buffer.buffer_bytes(graph)
-    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, *held)
+    apart = expert_group if in_experts else None
+    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, *held, apart)
+
+
+def _in_experts(graph: OpGraph) -> frozenset[int]:
+    """Storages of parameters that are experts'."""
+    return frozenset(p.storage for p in graph.parameters if has(graph.specs[p.spec], EXPERTS))
 
 
 def _buffer_bytes(graph: OpGraph) -> int:
@@ -127,9 +159,9 @@ def _buffer_bytes(graph: OpGraph) -> int:
     return int(graph.storage_bytes[buffers].sum())
 
 
-def _units(graph: OpGraph) -> tuple[Unit, ...]:
+def _units(graph: OpGraph, in_experts: frozenset[int]) -> tuple[Unit, ...]:
     """One unit per repeated block and one for everything else; a tied parameter counts once, where it is first used."""
-    layers: dict[int, list[tuple[int, bool]]] = {ROOT: []}
+    layers: dict[int, list[Parameter]] = {ROOT: []}
     for block in graph.blocks:
         for layer in block.layers:
             layers[layer] = []
@@ -138,44 +170,53 @@ def _units(graph: OpGraph) -> tuple[Unit, ...]:
         if parameter.storage not in seen:
             seen.add(parameter.storage)
             home = parameter.layer if parameter.layer in layers else ROOT
-            layers[home].append((math.prod(graph.shapes[parameter.spec]), parameter.trainable))
-    return tuple(
-        Unit(layer, sum(n for n, _ in held), sum(n for n, trainable in held if trainable), len(held))
-        for layer, held in layers.items()
-    )
+            layers[home].append(parameter)
+    return tuple(_unit(graph, layer, held, in_experts) for layer, held in layers.items())
 
 
-def _chunk_units(graph: OpGraph, chunk: Ints) -> tuple[Unit, ...]:
+def _unit(graph: OpGraph, layer: int, held: list[Parameter], in_experts: frozenset[int]) -> Unit:
+    def elements(parameters: list[Parameter]) -> int:
+        return sum(math.prod(graph.shapes[p.spec]) for p in parameters)
+
+    trainable = [p for p in held if p.trainable]
+    experts = [[p for p in chosen if p.storage in in_experts] for chosen in (held, trainable)]
+    return Unit(layer, elements(held), elements(trainable), len(held), *(elements(chosen) for chosen in experts))
+
+
+def _chunk_units(graph: OpGraph, chunk: Ints, in_experts: frozenset[int]) -> tuple[Unit, ...]:
     """One unit per pipeline chunk, a parameter in that which first reads it; and an empty root."""
     first_use = _first_forward_use(graph)
-    held: dict[int, list[tuple[int, bool]]] = {int(c): [] for c in np.unique(chunk[chunk >= 0])}
+    held: dict[int, list[Parameter]] = {int(c): [] for c in np.unique(chunk[chunk >= 0])}
     for storage, parameter in {p.storage: p for p in graph.parameters}.items():
         home = int(chunk[first_use[storage]]) if storage in first_use else min(held)
-        held[home].append((math.prod(graph.shapes[parameter.spec]), parameter.trainable))
-    units = [
-        Unit(layer, sum(n for n, _ in own), sum(n for n, trainable in own if trainable), len(own))
-        for layer, own in held.items()
-    ]
-    return (Unit(ROOT, 0, 0, 0), *units)
+        held[home].append(parameter)
+    return (Unit(ROOT, 0, 0, 0), *(_unit(graph, layer, own, in_experts) for layer, own in held.items()))
 
 
-def _buckets(graph: OpGraph, itemsize: int, bucket_bytes: int, first_bucket_bytes: int) -> tuple[Bucket, ...]:
+def _buckets(
+    graph: OpGraph, itemsize: int, bucket_bytes: int, first_bucket_bytes: int, in_experts: frozenset[int]
+) -> tuple[Bucket, ...]:
     """Gradients in the order in which backward completes them, cut where a bucket is full (PyTorch DDP: first one
-    smaller).
+    smaller); those of experts that other ranks hold apart from the others.
     """
     ready = _gradient_ready(graph)
-    elements = {p.storage: math.prod(graph.shapes[p.spec]) for p in graph.parameters if p.trainable}
+    parameters = {p.storage: p for p in graph.parameters if p.trainable}
+    ordered = sorted(parameters, key=lambda s: ready[s])
     buckets: list[Bucket] = []
-    held, last, limit = 0, 0, first_bucket_bytes
-    for storage in sorted(elements, key=lambda s: ready[s]):
-        held += elements[storage]
-        last = ready[storage]
-        if held * itemsize >= limit:
-            buckets.append(Bucket(held, last))
-            held, limit = 0, bucket_bytes
-    if held:
-        buckets.append(Bucket(held, last))
-    return tuple(buckets)
+    for experts in (False, True):
+        held, last, limit = 0, 0, bucket_bytes if buckets else first_bucket_bytes
+        for storage in ordered:
+            spec = parameters[storage].spec
+            if (storage in in_experts) != experts:
+                continue
+            held += math.prod(graph.shapes[spec])
+            last = ready[storage]
+            if held * itemsize >= limit:
+                buckets.append(Bucket(held, last, experts))
+                held, limit = 0, bucket_bytes
+        if held:
+            buckets.append(Bucket(held, last, experts))
+    return tuple(sorted(buckets, key=lambda bucket: bucket.ready))
 
 
 def _gradient_ready(graph: OpGraph) -> Mapping[int, int]:

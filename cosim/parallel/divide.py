@@ -149,6 +149,7 @@ def _stage(
         first_bucket_bytes=stack.first_bucket_bytes,
         update=update,
         chunk=None if chunk is None else part.chunk,
+        expert_group=ranks.expert_data,
     )
     return Stage(part, late, plan)
 

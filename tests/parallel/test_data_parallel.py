@@ -8,13 +8,17 @@ import pytest
 import torch
 
 from cosim.graph import Category, OpGraph, Phase
-from cosim.parallel.data_parallel import ROOT, DataParallelPlan
+from cosim.parallel.data_parallel import ROOT, DataParallelPlan, plan
+from cosim.parallel.groups import groups
+from cosim.parallel.layout import Sharding
+from cosim.parallel.sharding import shard
 from cosim.techniques.optimizers import state_bytes
 from cosim.techniques.precision import StepFormats
 from cosim.trace import TraceOptions, trace
 from workloads.build import build_module
 from workloads.model import from_dimensions
 
+MASTERS = StepFormats(parameter=2, master=4, gradient=2, gather=2, reduce=2, optimizer_state=8)
 Planned = Callable[..., DataParallelPlan]
 Traced = Callable[[str], OpGraph]
 
@@ -148,3 +152,22 @@ _DIMENSIONS = {
     "tied": {"family": "gpt", "layers": 3, "hidden": 64, "heads": 2, "vocab": 301, "max_positions": 128},
     "untied": {"family": "llama", "layers": 3, "hidden": 64, "heads": 4, "kv_heads": 2, "ffn": 160, "vocab": 300},
 }
+
+
+def test_experts_are_reduced_and_cut_over_the_ranks_that_hold_them() -> None:
+    """64 ranks, 8 of which share the experts: their states are cut into 8 parts, everything else's into 64."""
+    model = {"family": "moe", "layers": 3, "hidden": 64, "heads": 4, "vocab": 300, "num_experts": 8,
+             "experts_per_token": 2, "moe_ffn": 32, "ffn": 128}  # fmt: skip
+    step = trace(from_dimensions(model), TraceOptions(batch=1, sequence=64))
+    how = Sharding(expert=8)
+    ranks, graph = groups(how, data=64, pipeline=1, domain=8), shard(step, how)
+    made = plan(graph, group=ranks.data, expert_group=ranks.expert_data, zero=1, formats=MASTERS, bucket_bytes=2**14,
+                overlap_gradients=True, overlap_parameters=True, first_bucket_bytes=2**14)  # fmt: skip
+    of_experts = sum(math.prod(graph.shapes[p.spec]) for p in graph.parameters if ".experts." in p.name)
+    others = graph.parameter_count() - of_experts
+    assert of_experts == 3 * 3 * 64 * 32  # one of the 8 of each layer
+    assert made.resident_bytes()[Category.OPTIMIZER] == pytest.approx(12 * (others / 64 + of_experts / 8), abs=2)
+    held = {experts: sum(b.elements for b in made.buckets if b.experts == experts) for experts in (False, True)}
+    assert held == {False: others, True: of_experts}
+    assert [made.group_of(experts).size for experts in (False, True)] == [64, 8]
+    assert [bucket.ready for bucket in made.buckets] == sorted(bucket.ready for bucket in made.buckets)
