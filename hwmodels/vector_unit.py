@@ -112,7 +112,7 @@ class PassConstants:
         """Bytes that the later sweeps of a row kernel read from memory again: none while the rows in flight (two to a
         core) fit in their share of the cache, all of them at twice that.
         """
-        in_flight = _ROWS_PER_CORE * cores * work.row_bytes
+        in_flight = min(_ROWS_PER_CORE * cores * work.row_bytes, work.read_bytes)
         missed = min(1.0, max(0.0, in_flight / (self.row_cache * cache_bytes) - 1.0))
         return (work.sweeps - 1.0) * work.read_bytes * missed
 
