@@ -32,6 +32,12 @@ _FROM_LIBRARY = (
 )
 _PARALLEL = {"tensor": "tp", "pipeline": "pp", "context": "cp", "expert": "ep", "expert_tensor": "etp", "zero": "zero"}
 _OVERLAP = {"gradients": "overlap_gradients", "parameters": "overlap_parameters", "tensor": "overlap_tensor"}
+_UNKNOWN_COMPILED = (
+    "tensorflow",
+)  # their rows carry false, although whether XLA ran is not printed: the stack says it
+_NO_DROPOUT = ("llama", "moe")  # families whose published configurations have none, whatever the framework's default
+_EMBEDDING_SLOTS = "input and output embedding each take one layer slot of the pipeline partition"
+_ALL_TO_ALL = "CP by all-to-all"
 _OPTIMIZERS = {"decoupled_adamw": "adamw"}  # weight decay not scaled by the learning rate: the same work
 # Details of recomputation that say no more than the column `recompute` does.
 _PLAIN_RECOMPUTE = ("", "full/uniform/1", "core attention only", "per-op selective: every second matmul output saved")
@@ -131,8 +137,19 @@ def _parallel(columns: Mapping[str, str]) -> dict[str, Any]:
             parallel["schedule"] = columns["pipeline_schedule"].replace("_", "-")
         if columns["vpp"]:
             parallel["virtual_stages"] = int(columns["vpp"])
+        if _EMBEDDING_SLOTS in columns["overlap"]:
+            parallel["stage_layers"] = _with_embedding_slots(int(columns["layers"]), parallel["pipeline"])
+    if _ALL_TO_ALL in columns["overlap"]:
+        parallel["context_by"] = "all_to_all"
     overlap = {key: columns[column] == "true" for key, column in _OVERLAP.items() if columns[column]}
     return parallel | ({"overlap": overlap} if overlap else {})
+
+
+def _with_embedding_slots(layers: int, stages: int) -> list[int]:
+    """Layers per stage where the embeddings before the first and after the last one are counted as one each."""
+    slots, rest = divmod(layers + 2, stages)
+    counts = [slots + (stage < rest) for stage in range(stages)]
+    return [counts[0] - 1, *counts[1:-1], counts[-1] - 1]
 
 
 def _training(run: PublishedRun) -> dict[str, Any]:
@@ -149,7 +166,9 @@ def _training(run: PublishedRun) -> dict[str, Any]:
         training["attention"] = "unfused"
     elif columns["attention"] == "flash":
         training["attention"] = "flash"  # no source prints the version (column attention_impl); the stack's fact holds
-    if columns["compiled"]:
+    if columns["family"] in _NO_DROPOUT:
+        training["dropout"] = 0.0
+    if columns["compiled"] and columns["framework"] not in _UNKNOWN_COMPILED:
         training["compile"] = columns["compiled"] == "true"
     return training
 

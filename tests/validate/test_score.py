@@ -101,7 +101,7 @@ def test_report_names_every_group_and_reason() -> None:
     report.print_report(cases, Console(file=text, width=200))
     for group in {case.group for case in cases}:
         assert group in text.getvalue()
-    assert "not modelled yet (parallel.tensor: 8)" in text.getvalue()
+    assert "not modelled yet (workload.task: sft)" in text.getvalue()
     assert "vtrain|a100|single-node (composed)" in text.getvalue()
     assert len(score.to_json(cases)["cases"]) == len(cases)
 
