@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +74,8 @@ class GraphWriter:
         found = self._tensor_number.get(version)
         if found is None:
             found = self._tensor_number[version] = len(self._tensor_spec)
-            self._tensor_spec.append(self.spec(self._old_specs[old], layout))
+            spec = self._spec_rewrites.get((self._old_specs[old], version[1]))
+            self._tensor_spec.append(self.spec(self._old_specs[old], layout) if spec is None else spec)
             self._tensor_storage.append(self._storage(old, layout & SHAPING, scope))
         return found
 
@@ -118,13 +119,20 @@ class GraphWriter:
 
     def plain(self, old: int, kind: int, inputs: Sequence[Operand], outputs: Sequence[tuple[int, Layout]]) -> None:
         """Op `old` as new kind `kind`."""
-        if old < len(self._new_index):
-            self._new_index[old] = len(self._op_kind)
-        tensor = self.tensor
+        self._new_index[old] = len(self._op_kind)
         self._op_kind.append(kind)
         self._op_source.append(old)
-        self._inputs.append([tensor(*operand) for operand in inputs])
-        self._outputs.append([tensor(*result) for result in outputs])
+        self._inputs.append([self.tensor(*operand) for operand in inputs])
+        self._outputs.append([self.tensor(*result) for result in outputs])
+
+    def alike(self, old: int, kind: int, inputs: Iterable[Operand], outputs: Iterable[Operand]) -> None:
+        """Op `old` as new kind `kind`, on versions of tensors; as `plain`, for the many that are like one before."""
+        numbers, tensor = self._tensor_number, self.tensor
+        self._new_index[old] = len(self._op_kind)
+        self._op_kind.append(kind)
+        self._op_source.append(old)
+        self._inputs.append([numbers[v] if v in numbers else tensor(*v) for v in inputs])
+        self._outputs.append([numbers[v] if v in numbers else tensor(*v) for v in outputs])
 
     def kind(
         self, old: int, inputs: tuple[Layout, ...], outputs: tuple[Layout, ...], kept: tuple[int, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from cosim.graph import OpGraph, OpKind, Phase, TensorSpec
 from cosim.parallel.layout import (
@@ -12,6 +13,7 @@ from cosim.parallel.layout import (
     PARTIAL,
     PENDING,
     SEQUENCE,
+    SHAPING,
     SHARD,
     TENSOR_AXES,
     WHOLE,
@@ -52,8 +54,10 @@ class _Plan:
     """What becomes of an op of one kind on operands of one layout, where nothing is sent."""
 
     kind: int
+    shapes: tuple[Layout, ...]  # the flags of operands that decide their shapes
     results: tuple[Layout, ...]
     same_numbers: bool
+    makes_terms: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +146,16 @@ class Walk:
         plan = self._plans.get((kind, layouts))
         if plan is None:
             return False
-        operands = [(tensor, flags, NOWHERE) for tensor, flags in zip(inputs, layouts, strict=True)]
-        results = list(zip(outputs, plan.results, strict=True))
-        for tensor, flags in results:
+        results = plan.results
+        for tensor, flags in zip(outputs, results, strict=True):
             layout[tensor] = flags
-            if flags & PARTIAL:
-                self._maker[tensor] = op
+        if plan.makes_terms:
+            self._maker.update((tensor, op) for tensor in outputs)
         if plan.same_numbers:
-            for tensor in outputs:
-                self.joins(tensor, inputs[0])
-        self.writer.plain(op, plan.kind, operands, results)
+            self.joins(outputs[0], inputs[0])
+        operands = zip(inputs, plan.shapes, repeat(NOWHERE))
+        made = zip(outputs, [flags & SHAPING for flags in results] if plan.makes_terms else results, repeat(NOWHERE))
+        self.writer.alike(op, plan.kind, operands, made)
         return True
 
     def ordinary(self, op: int, kind: OpKind, inputs: list[int], outputs: list[int]) -> None:
@@ -245,8 +249,10 @@ class Walk:
             operand == (tensor, self.layout[tensor], NOWHERE) for operand, tensor in zip(operands, inputs, strict=True)
         )
         if plain and not statistics and not passes_partial and kind.target != "fused":
-            flags = tuple(layout for _, layout, _ in operands)
-            self._plans[key] = _Plan(self.writer.kind(number, flags, tuple(layouts)), tuple(layouts), same)
+            flags = tuple(layout & SHAPING for _, layout, _ in operands)
+            made = tuple(layouts)
+            terms = any(layout & PARTIAL for layout in made)
+            self._plans[key] = _Plan(self.writer.kind(number, flags, made), flags, made, same, terms)
 
     def _is_term(self, kind: OpKind, output: int, divided: bool, cut: bool) -> bool:
         """Whether an output is a term of a sum, since the op contracts an axis of which the rank has a part."""
