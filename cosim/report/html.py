@@ -123,7 +123,7 @@ _ROOFLINE_WORDS = (
 )
 _TRAFFIC_WORDS = (
     "Per step and rank, on average over pipeline ranks. Bytes are full buffers: of an all-gather what all ranks have "
-    "after it. Exposed is the part of its time in which compute waits."
+    "after it. Exposed is the part of its time in which compute waits. A gather without a time is part of messages."
 )
 _OPS_WORDS = "Time of all of them in one step, each alone on the device."
 

@@ -160,19 +160,30 @@ def traffic_table(result: Result, rows: Sequence[Traffic]) -> str:
     exposed = result.time_breakdown_s.get("exposed_communication", {})
     body = ""
     for row in rows:
-        waits = exposed.get(f"{row.group} {row.kind}", exposed.get(row.kind, 0.0))
-        shared = sum(1 for other in rows if other.kind == row.kind and f"{other.group} {other.kind}" not in exposed)
-        said = words.seconds(waits) if f"{row.group} {row.kind}" in exposed or shared == 1 else "–"
+        said = _exposed(row, rows, exposed)
         swatch = _swatch(color_of(row.kind, communication=True))
         body += (
             f'<tr><td class="name">{swatch}{escaped(words.name_of(row.kind))}</td><td>{escaped(row.group)}</td>'
             f'<td class="number">{row.ranks:,}</td><td>{"across nodes" if row.crosses else "inside a node"}</td>'
             f'<td class="number">{words.rate(row.calls)}</td><td class="number">{words.memory(row.bytes)}</td>'
-            f'<td class="number">{words.seconds(row.time_s)}</td><td class="number">{said}</td></tr>'
+            f'<td class="number">{words.seconds(row.time_s) if row.time_s else "–"}</td>'
+            f'<td class="number">{said}</td></tr>'
         )
     heads = "".join(f'<th class="{style}">{name}</th>' for name, style in _TRAFFIC_COLUMNS)
     table = f'<table class="parts traffic"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="wide">{table}</div>'
+
+
+def _exposed(row: Traffic, rows: Sequence[Traffic], exposed: Mapping[str, float]) -> str:
+    """What compute waits for it; at most that, where the breakdown adds up several groups."""
+    own = f"{row.group} {row.kind}"
+    if own in exposed:
+        return words.seconds(exposed[own])
+    if not row.time_s:
+        return "–"
+    together, waited = [other for other in rows if other.kind == row.kind and other.time_s], exposed.get(row.kind, 0.0)
+    alone = all(other is row or f"{other.group} {other.kind}" in exposed for other in together)
+    return words.seconds(waited) if alone else f"≤ {words.seconds(min(waited, row.time_s))}"
 
 
 def memory_table(result: Result) -> str:

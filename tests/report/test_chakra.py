@@ -1,7 +1,9 @@
 """Chakra traces, read back by protobuf from the published schema, hold what was simulated, and can be played."""
 
 import importlib.util
+import json
 import math
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -56,17 +58,20 @@ RUNS: dict[str, dict[str, Any]] = {
 DEVICES = 8
 
 
-def _simulated(parallel: dict[str, Any], micro_steps: int = 6) -> Result:
+def _run(parallel: dict[str, Any], micro_steps: int = 6) -> dict[str, Any]:
     parallel = dict(parallel)
     model, framework = parallel.pop("model", GPT), parallel.pop("framework", "megatron-core")
     replicas = DEVICES // math.prod(parallel.get(key, 1) for key in ("tensor", "pipeline", "context"))
-    run = {
+    return {
         "workload": {"model": model, "seq_len": 512, "global_batch": replicas * micro_steps, "micro_batch": 1},
         "system": {"accelerator": "h100-sxm-80gb", "devices": DEVICES},
         "parallel": parallel,
         "training": {"framework": framework},
     }
-    return simulate(RunSpec.model_validate(run))
+
+
+def _simulated(parallel: dict[str, Any]) -> Result:
+    return simulate(RunSpec.model_validate(_run(parallel)))
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -263,3 +268,14 @@ def test_times_are_microseconds_of_the_step(written: Written) -> None:
     result, traces, _ = written
     ends = [max(node.start + node.duration for node in trace.nodes) for trace in traces]
     assert max(ends) == pytest.approx(result.step_time_s * PICOSECONDS_PER_S / 1e6, abs=2)
+
+
+def test_the_command_writes_them_and_refuses_a_bad_place_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(_run(RUNS["pipeline"])), encoding="utf-8")
+    command = [sys.executable, "-m", "cosim.cli", "simulate", str(run), "--chakra"]
+    subprocess.run([*command, str(tmp_path / "traces")], check=True, capture_output=True)
+    assert len(chakra_reader.read_all(tmp_path / "traces", DEVICES)[0]) == DEVICES
+    refused = subprocess.run([*command, str(run)], check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "is a file; allowed: the name of a folder" in refused.stderr
