@@ -47,7 +47,7 @@ class GraphWriter:
     _kind_rewrites: dict[tuple[int, tuple[Layout, ...], tuple[Layout, ...], tuple[int, ...]], int] = field(
         default_factory=dict
     )
-    _new_index: list[int] = field(default_factory=list)  # old op -> new op
+    _new_index: list[int] = field(init=False)  # old op -> new op; that added last, where one is added twice
     _tensors: list[int] = field(init=False)
     _old_specs: list[int] = field(init=False)
     _storage_specs: list[int] = field(init=False)
@@ -55,6 +55,7 @@ class GraphWriter:
     def __post_init__(self) -> None:
         graph = self.graph
         self.specs = {spec: number for number, spec in enumerate(graph.specs)}
+        self._new_index = [0] * len(graph)
         self._tensors = graph.tensor_storage.tolist()
         self._old_specs = graph.tensor_spec.tolist()
         self._storage_specs = graph.storage_spec.tolist()
@@ -103,10 +104,6 @@ class GraphWriter:
         self._storage_number[self._tensors[old], after & SHAPING, NOWHERE, -1] = number
         self._tensor_number.pop((old, after & SHAPING, NOWHERE), None)
         return self.tensor(old, after)
-
-    def begin(self) -> None:
-        """The next op of the old graph: what it allocates and frees goes with the op that is added last for it."""
-        self._new_index.append(len(self._op_kind))
 
     def op(self, old: int, inputs: Sequence[Operand], outputs: Sequence[tuple[int, Layout]]) -> None:
         """Op `old` on tensors with these layouts; a tensor that comes twice in a row of `inputs` is read once."""
@@ -265,7 +262,7 @@ class GraphWriter:
         """The rank's graph at its local axis sizes."""
         graph, count = self.graph, len(self._op_kind)
         parameters = tuple(self._parameter(parameter) for parameter in graph.parameters)
-        new_index = [*(min(index, count - 1) for index in self._new_index), count]
+        new_index = [*self._new_index, count]
         old_alloc, old_free = graph.storage_alloc.tolist(), graph.storage_free.tolist()
         alloc, free = list(self._alloc), list(self._free)
         for (old, *_), number in self._storage_number.items():

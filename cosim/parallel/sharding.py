@@ -74,7 +74,6 @@ def _visit_all(walk: Walk) -> None:
         inputs, outputs = ins[in_start[op] : in_start[op + 1]], outs[out_start[op] : out_start[op + 1]]
         if walk.sums_wait:
             walk.close_others(op)
-        writer.begin()
         if op == update:
             _reduce_gradients(walk, op)
         if phases[op] == Phase.OPTIMIZER:  # works on what a rank holds
