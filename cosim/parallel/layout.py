@@ -109,7 +109,7 @@ def has(spec: TensorSpec, *names: Axis) -> bool:
 
 def copies_of_kv_heads(axes: Mapping[Axis, int], tensor: int) -> int:
     """How many tensor-parallel ranks hold the same key and value heads: more than one where they are fewer than ranks
-    (as `kv_size_multiplier` of neuronx-distributed's GQAQKVColumnParallelLinear does it).
+    (the rule of vLLM's QKVParallelLinear, vllm/model_executor/layers/linear.py).
     """
     sizes = [size for axis, size in axes.items() if base(axis) == "kv_heads"]
     return max((tensor // size for size in sizes if size and tensor % size == 0), default=1) or 1

@@ -43,6 +43,7 @@ class GraphWriter:
     _storage_category: list[int] = field(default_factory=list)
     _alloc: list[int | None] = field(default_factory=list)  # new op; None: as the old graph says
     _free: list[int | None] = field(default_factory=list)
+    _until_read: set[int] = field(default_factory=set)  # storages that go after their last reader
     _spec_rewrites: dict[tuple[int, Layout], int] = field(default_factory=dict)
     _kind_rewrites: dict[tuple[int, tuple[Layout, ...], tuple[Layout, ...], tuple[int, ...]], int] = field(
         default_factory=dict
@@ -242,6 +243,15 @@ class GraphWriter:
             root, spec = self.roots[tensor], self._old_specs[tensor]
         return self._stored(old, spec, (layout, scope, root))
 
+    def goes_when_read(self, tensor: int) -> None:
+        """The storage of new tensor `tensor` goes after its last reader, whoever read it on one device."""
+        self._until_read.add(self._tensor_storage[tensor])
+
+    def _last_reads(self) -> None:
+        for op, tensors in enumerate(self._inputs):
+            for storage in self._until_read.intersection([self._tensor_storage[tensor] for tensor in tensors]):
+                self._free[storage] = op
+
     def _stored(self, old: int, spec: int, version: tuple[Layout, int, int]) -> int:
         found = self._storage_number.get((old, *version))
         if found is None:
@@ -262,6 +272,8 @@ class GraphWriter:
         """The rank's graph at its local axis sizes."""
         graph, count = self.graph, len(self._op_kind)
         parameters = tuple(self._parameter(parameter) for parameter in graph.parameters)
+        if self._until_read:
+            self._last_reads()
         new_index = [*self._new_index, count]
         old_alloc, old_free = graph.storage_alloc.tolist(), graph.storage_free.tolist()
         alloc, free = list(self._alloc), list(self._free)

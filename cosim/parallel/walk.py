@@ -196,6 +196,8 @@ class Walk:
             sliced = self.writer.tensor(tensor, layout)
             made = self.writer.result(tensor, whole, scope)
             self.writer.communicate("all_gather", "tensor", op, [sliced], [made])
+            if self.sharding.keeps_gathered and scope % 4 != Phase.BACKWARD:
+                self.writer.goes_when_read(sliced)
         return self._gathered[root, scope], whole, scope
 
     def _gathered_in(self, root: int, scope: int) -> int:
