@@ -5,7 +5,8 @@ they reach. In the last micro-batch, where gradients are reduced beside backward
 blocks. Micro-batches before it are added up where they are; ZeRO 3 gathers a chunk's parameters once and keeps them
 until its last backward (pytorch/torchtitan parallelize_llama.py, reshard_after_forward=not pp_enabled).
 
-A rank computes on as soon as its message is sent where the stack sends beside compute, else when it has arrived.
+A rank computes on as soon as its message is sent where the stack sends beside compute, which needs another chunk to
+compute on (Megatron-core's overlap_p2p_comm belongs to the interleaved schedule); else when it has arrived.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def _send(rank: _StageRank, action: Action, row: int, wires: _Wires, sender: int
     sent = rank.rank.message(
         "forward" if forward else "backward", cost, wires.sent(size), phase, action.micro_batch, row
     )
-    if not rank.stack.pipeline_messages_overlap:
+    if not (rank.stack.pipeline_messages_overlap and len(rank.number) > 1):
         rank.blocked = [sent]
     return sent
 
