@@ -46,6 +46,7 @@ def _result(overrides: tuple[str, ...], model: tuple[tuple[str, object], ...], _
 # The run file: field -> a value that must change something, and what else the run must say.
 
 STAGES = ("parallel.pipeline=2", "parallel.zero=1", "workload.model.layers=4")
+FAILURES = "system.failures={mean_time_between_failures: 50000 h, checkpoint_time: 60 s}"
 RUN_FIELDS: dict[str, tuple[str, ...]] = {
     "workload.model": ("gpt2-small",),
     "workload.seq_len": ("512",),
@@ -72,6 +73,20 @@ RUN_FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "system.network.in_network_reduction": ("true", "parallel.zero=0", "system.devices=8"),
     "system.network.algorithms": ("[halving]", "parallel.zero=0"),
+    "system.variation.slow_device.pipeline_rank": ("1", "system.variation.slow_device.factor=1.5", *STAGES),
+    "system.variation.slow_device.factor": ("1.5", "system.variation.slow_device.factor=1.2"),
+    "system.variation.slow_link.tier": ("fabric", "system.variation.slow_link.factor=4"),
+    "system.variation.slow_link.factor": ("4",),
+    "system.variation.jitter": ("0.1",),
+    "system.variation.seed": ("1", "system.variation.jitter=0.1"),
+    "system.failures.mean_time_between_failures": ("1000 h", FAILURES),
+    "system.failures.checkpoint_interval": ("10 min", FAILURES),
+    "system.failures.checkpoint_time": ("5 s", FAILURES),
+    "system.failures.storage_bandwidth": (
+        "1 GB/s",
+        "system.failures={mean_time_between_failures: 50000 h, storage_bandwidth: 2 GB/s}",
+    ),
+    "system.failures.restart_time": ("1 h", FAILURES),
     "parallel.tensor": ("2",),
     "parallel.sequence": ("true", "parallel.tensor=2"),
     "parallel.overlap.tensor": ("true", "parallel.tensor=2", "parallel.sequence=true"),
@@ -263,6 +278,7 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "parameters_overlap": (False, ()),
     "tensor_overlap": (True, (*TENSOR, "parallel.sequence=true")),
     "tensor_overlap_backward": (True, TENSOR),
+    "sequence_gathered_again": (True, (*TENSOR, "parallel.sequence=true")),
     "vocabulary_multiple": (640, TENSOR),
     "pipeline_messages_overlap": (True, PIPELINE),
     "pipeline_messages_sharded": (True, (*PIPELINE, *TENSOR)),

@@ -87,6 +87,7 @@ def sharding_of(spec: RunSpec, stack: Stack) -> Sharding:
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
         imbalance=parallel.expert_imbalance,
+        keeps_gathered=not stack.sequence_gathered_again,
         vocabulary_multiple=stack.vocabulary_multiple if parallel.tensor > 1 else 1,
     )
 

@@ -136,6 +136,8 @@ class Stack:
     bucket_views: bool = False  # false: buckets are copies, filled before and read back after the reduction
 
     # Tensor parallelism
+    sequence_gathered_again: bool = False  # with sequence parallelism, what weights' gradients are made of is kept as
+    #                                        slices and gathered again in backward; else kept as forward gathered it
     vocabulary_multiple: int = field(default=1, metadata={"least": 1})  # a tensor-parallel rank's part of the
     #                                                                     vocabulary is padded to a multiple of it
 
