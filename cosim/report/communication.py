@@ -38,14 +38,14 @@ def traffic(result: Result) -> list[Traffic]:
     detail = result.detail
     if detail is None or not detail.ranks:
         return []
-    stages = len(detail.ranks)
-    ranks = Communicators.of(result.spec, stages)
+    devices = len(detail.ranks)
+    ranks = Communicators.of(result.spec)
     node = int(words.looked_up(result.spec, "system.nvlink_domain") or words.looked_up(result.spec, _NODE, 8))
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for sent, calls, time_s in [*_of_tasks(detail), *_of_ops(detail)]:
         row = sums[sent.group, sent.kind]
         for place, more in enumerate((calls, calls * sent.bytes, time_s)):
-            row[place] += more / stages
+            row[place] += more / devices
     found = []
     for (group, kind), (calls, size, time_s) in sums.items():
         if ranks.size(group) > 1:

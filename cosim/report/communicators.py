@@ -15,8 +15,9 @@ TIED = "tied"
 
 @dataclass(frozen=True)
 class Communicators:
-    """The ranks of a run. Device d of its program stands for `stage_ranks` of them, from `d * stage_ranks` on.
+    """The ranks of a run, `stage_ranks` for each of its pipeline stages.
 
+    Device r * stages + s of its program is stage s of the r-th replica that was played; the others do as those do.
     `numbers` has the groups that were asked for: members -> number, from 1 on (0 is ASTRA-sim's group of all ranks).
     """
 
@@ -26,8 +27,9 @@ class Communicators:
     numbers: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any], stages: int) -> Communicators:
-        """Those of an echoed run file, whose program has `stages` devices."""
+    def of(cls, spec: Mapping[str, Any]) -> Communicators:
+        """Those of an echoed run file."""
+        stages = int(words.looked_up(spec, "parallel.pipeline", 1))
         stage_ranks = int(words.looked_up(spec, "system.devices", 1)) // stages
         tensor, context, expert, expert_tensor = (
             int(words.looked_up(spec, f"parallel.{key}", 1)) for key in ("tensor", "context", "expert", "expert_tensor")
@@ -56,6 +58,11 @@ class Communicators:
     def number(self, name: str, rank: int) -> int:
         """The number of a rank's group."""
         return self.numbers.setdefault(self.members(name, rank), len(self.numbers) + 1)
+
+    def device(self, rank: int, devices: int) -> int:
+        """Which of the program's devices a rank is, or does as."""
+        replica = rank % self.stage_ranks // self.groups.data.stride // self.groups.context.size
+        return replica % (devices // self.stages) * self.stages + rank // self.stage_ranks
 
     def replica(self, rank: int, stage: int) -> int:
         """The rank at the same place of another stage."""

@@ -257,6 +257,11 @@ def run_words(run: Mapping[str, float]) -> str:
         value = run.get(key)
         if value is not None:
             said.append(say(value))
+    if "goodput" in run:
+        said.append(
+            f"goodput {words.percent(run['goodput'])} with {words.count(run['failures'])} failures, a checkpoint every "
+            f"{words.seconds(run['checkpoint_interval_s'])}"
+        )
     return ", ".join(said)
 
 

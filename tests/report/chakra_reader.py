@@ -139,11 +139,18 @@ def read_all(folder: Path, ranks: int) -> tuple[list[Trace], dict[int, list[int]
 def replay(traces: list[Trace], one_communication: bool) -> int:
     """Microseconds until all is done, every node as long as it says; communications begin when all partners are there.
 
-    As in ASTRA-sim (workload/Workload.cc, HardwareResource.cc), a rank computes one node at a time and communicates one
-    at a time if `one_communication`, of those that are ready the one with the lowest number. Raises AssertionError when
-    ranks wait for each other.
+    As in ASTRA-sim (workload/Workload.cc, HardwareResource.cc), a rank's CPU and its device compute one node at a time
+    each, and it communicates one at a time if `one_communication`, of those that are ready the one with the lowest
+    number. Raises AssertionError when ranks wait for each other.
     """
     return _Replay(traces, one_communication).run()
+
+
+def _unit(node: Node) -> str:
+    """What runs a node; of communications there may be several at a time."""
+    if node.type != "COMP_NODE":
+        return "communication"
+    return "cpu" if node.attr["is_cpu_op"] else "compute"
 
 
 class _Replay:
@@ -151,8 +158,9 @@ class _Replay:
         self.nodes = [{node.id: node for node in trace.nodes} for trace in traces]
         self.missing = [{node.id: len(set(node.deps)) for node in trace.nodes} for trace in traces]
         self.waiting: list[dict[int, list[int]]] = [defaultdict(list) for _ in traces]
-        self.ready: list[dict[bool, list[int]]] = [{True: [], False: []} for _ in traces]
-        self.slots = [{True: 1, False: 1 if one_communication else 10**9} for _ in traces]
+        self.ready: list[dict[str, list[int]]] = [{"cpu": [], "compute": [], "communication": []} for _ in traces]
+        links = 1 if one_communication else 10**9
+        self.slots = [{"cpu": 1, "compute": 1, "communication": links} for _ in traces]
         self.turn: dict[tuple[int, str], int] = defaultdict(int)
         self.partners: dict[str, int] = defaultdict(int)
         self.posted: dict[Any, list[tuple[int, int, Node]]] = defaultdict(list)
@@ -173,7 +181,7 @@ class _Replay:
         while self.events:
             now, rank, number = heapq.heappop(self.events)
             left -= 1
-            self.slots[rank][self.nodes[rank][number].type == "COMP_NODE"] += 1
+            self.slots[rank][_unit(self.nodes[rank][number])] += 1
             for after in self.waiting[rank][number]:
                 self.missing[rank][after] -= 1
                 if not self.missing[rank][after]:
@@ -183,14 +191,13 @@ class _Replay:
         return now
 
     def _ready(self, rank: int, number: int) -> None:
-        heapq.heappush(self.ready[rank][self.nodes[rank][number].type == "COMP_NODE"], number)
+        heapq.heappush(self.ready[rank][_unit(self.nodes[rank][number])], number)
 
     def _issue(self, rank: int, now: int) -> None:
-        for computes in (True, False):
-            queue = self.ready[rank][computes]
-            while queue and self.slots[rank][computes]:
+        for unit, queue in self.ready[rank].items():
+            while queue and self.slots[rank][unit]:
                 node = self.nodes[rank][heapq.heappop(queue)]
-                self.slots[rank][computes] -= 1
+                self.slots[rank][unit] -= 1
                 for end, member, one in self._begun(rank, node, now):
                     heapq.heappush(self.events, (end, member, one.id))
 

@@ -52,6 +52,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "pipeline": {"tensor": 2, "pipeline": 2, "schedule": "1f1b", "zero": 1},
     "sharded messages": {"tensor": 2, "pipeline": 4, "schedule": "1f1b", "framework": "megatron-lm"},
     "interleaved": {"pipeline": 2, "virtual_stages": 2, "schedule": "interleaved-1f1b"},
+    "gathered": {"pipeline": 2, "zero": 3, "framework": "torchtitan"},
     "experts": {"expert": 4, "model": MOE},
     "context": {"context": 2, "tensor": 2},
 }
@@ -179,7 +180,8 @@ def test_durations_add_up_to_those_of_the_tasks(written: Written) -> None:
     device = np.array([stream.device for stream in program.streams])[program.stream]
     for rank, trace in enumerate(traces):
         mine = device == rank // (DEVICES // stages)
-        nodes = [node for node in trace.nodes if node.type != "COMM_RECV_NODE"]  # the sender's time, once more
+        # a message's arrival has the sender's time once more, and launches are not the device's
+        nodes = [n for n in trace.nodes if n.type != "COMM_RECV_NODE" and not n.attr["is_cpu_op"]]
         expected_us, rounded = float((length * times)[mine].sum()) / 1e6, int(mine.sum() * times.max())
         assert sum(node.duration for node in nodes) == pytest.approx(expected_us, abs=rounded)
 
@@ -209,7 +211,7 @@ def test_communicators_are_the_ranks_that_megatron_puts_together() -> None:
     """The example of Megatron-LM's initialize_model_parallel: 16 devices, tensor 2, pipeline 4."""
     from cosim.report.communicators import Communicators
 
-    ranks = Communicators.of({"system": {"devices": 16}, "parallel": {"tensor": 2, "pipeline": 4}}, 4)
+    ranks = Communicators.of({"system": {"devices": 16}, "parallel": {"tensor": 2, "pipeline": 4}})
     assert {ranks.members("data", rank) for rank in range(16)} == {
         *((0, 2), (1, 3), (4, 6), (5, 7), (8, 10), (9, 11), (12, 14), (13, 15))
     }
@@ -227,7 +229,7 @@ def test_many_ops_are_joined_between_collectives_and_nothing_else_changes(tmp_pa
     (fine, groups), (coarse, same) = found
     assert groups == same
     assert [trace.metadata["level"] for trace in (fine[0], coarse[0])] == ["operators", "tasks"]
-    assert len(coarse[0].nodes) < len(fine[0].nodes) / 4
+    assert len(coarse[0].nodes) < len(fine[0].nodes) / 3
     for one, other in zip(fine, coarse, strict=True):
         assert sum(node.duration for node in one.nodes) == pytest.approx(
             sum(node.duration for node in other.nodes), abs=len(other.nodes)

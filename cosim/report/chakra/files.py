@@ -31,7 +31,7 @@ MOST_NODES = 2_000_000
 """Of all ranks together, with one node per op; else the ops between two collectives are one node."""
 GROUPS = "comm_groups.json"
 _OURS = re.compile(r"trace\.\d+\.et|comm_groups\.json")
-_DEVICE = attribute("is_cpu_op", "bool", 0)
+_ON_DEVICE, _ON_HOST = (attribute("is_cpu_op", "bool", on_host) for on_host in (0, 1))
 
 
 def write_chakra(result: Result, folder: str | Path, most_nodes: int = MOST_NODES) -> None:
@@ -43,9 +43,9 @@ def write_chakra(result: Result, folder: str | Path, most_nodes: int = MOST_NODE
     detail = result.detail
     if detail is None:
         raise InputError("chakra: this result has no timeline; simulate the run again")
-    ranks = Communicators.of(result.spec, 1 + max(stream.device for stream in detail.program.streams))
+    ranks = Communicators.of(result.spec)
     level, devices = "operators", _nodes(result, detail, ranks, operators=True)
-    if sum(map(len, devices)) * ranks.stage_ranks > most_nodes:
+    if sum(map(len, devices)) * len(ranks.ranks) > most_nodes * len(devices):
         level, devices = "tasks", _nodes(result, detail, ranks, operators=False)
     said = {
         "schema": "cosim",
@@ -56,10 +56,11 @@ def write_chakra(result: Result, folder: str | Path, most_nodes: int = MOST_NODE
     }
     start = delimited(metadata(said))
     with _whole_folder(Path(folder)) as place:
-        for stage, nodes in enumerate(devices):
+        for device, nodes in enumerate(devices):
             parts = _parts(nodes, ranks)
-            for rank in range(stage * ranks.stage_ranks, (stage + 1) * ranks.stage_ranks):
-                (place / f"trace.{rank}.et").write_bytes(start + b"".join(_of_rank(parts, rank, ranks)))
+            for rank in ranks.ranks:
+                if ranks.device(rank, len(devices)) == device:
+                    (place / f"trace.{rank}.et").write_bytes(start + b"".join(_of_rank(parts, rank, ranks)))
         members = {str(number): list(group) for group, number in ranks.numbers.items()}
         (place / GROUPS).write_text(json.dumps(members) + "\n", encoding="utf-8")
 
@@ -139,13 +140,14 @@ def _of_rank(parts: Iterable[bytes | _Partnered], rank: int, ranks: Communicator
                 known[group] = attribute("pg_name", "string", str(ranks.number(group, rank)))
             yield delimited(part.before + known[group])
             continue
-        ends = rank, ranks.replica(rank, one.peer)
+        ends = rank, ranks.replica(rank, one.peer % ranks.stages)
         source, target = ends if one.kind == NodeType.COMM_SEND_NODE else reversed(ends)
         yield delimited(part.before + attribute("comm_src", "int32", source) + attribute("comm_dst", "int32", target))
 
 
 def _encoded(one: Node, attributes: bytes) -> bytes:
-    return node(one.number, one.name, one.kind, one.depends, one.start_us, one.duration_us, _DEVICE + attributes)
+    attributes = (_ON_HOST if one.on_host else _ON_DEVICE) + attributes
+    return node(one.number, one.name, one.kind, one.depends, one.start_us, one.duration_us, attributes)
 
 
 def _computes(one: Node) -> bytes:

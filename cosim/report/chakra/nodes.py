@@ -3,9 +3,9 @@
 A compute task becomes its ops in order, with the collectives among them; a collective or a message of its own becomes
 one node, and a message another one where it arrives. Times are as played: a task's is shared among its nodes as
 their times alone are. Nodes wait for what their tasks wait for and for the task before on their stream, all of it as
-data dependencies, since not every reader looks at control dependencies. Host threads are left out, but what they
-launch waits for a task that they waited for. A message is received behind the computation before the task that needs
-it, so that a simulator that does one communication at a time never waits for two ranks that wait for each other.
+data dependencies, since not every reader looks at control dependencies. A host thread is a chain of launches on the
+CPU, one for each task, which waits until its own begins. A message is received behind the computation before the task
+that needs it, so that a simulator that does one communication at a time never has ranks wait for each other.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Node:
     sent: Sent | None = None
     peer: int = -1
     tag: int = 0
+    on_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def pieces_of(label: Label, ops: Ops | None, parts: int, operators: bool, ranks:
         own = [Piece(label.name, share, sent=sent) for sent in label.sent if ranks.size(sent.group) > 1]
         return own or [Piece(label.name, 1.0)]
     first, stop = label.ops
-    if ops is None or stop <= first:
+    if ops is None or not ops.runs[first:stop].any():
         return [Piece(label.name, 1.0)]
     chosen = first + np.flatnonzero(ops.runs[first:stop])
     total = math.fsum(ops.time_s[chosen]) or 1.0
@@ -129,7 +130,8 @@ class _Device:
         self.last: dict[int, int] = {}  # stream -> its last node
         self.ends: dict[int, int] = {}  # task -> its last node
         self.received: dict[int, int] = {}  # message -> the last node of its arrival
-        self.waited = 0  # the last node that the host waited for
+        self.launched: dict[int, int] = {}  # host thread -> its last launch
+        self.awaited: dict[int, int] = {}  # host thread -> the last node that it waits for
         self.computed = 0  # the last node that computes
 
     def add(self, name: str, kind: NodeType, depends: set[int], start_ps: float, end_ps: float, **more: Any) -> int:
@@ -160,8 +162,9 @@ class _Writing:
         self, program: Program, tasks: Unfolding, traced: tuple[TracedStep, ...], ranks: Communicators, operators: bool
     ) -> None:
         self.program, self.tasks, self.ranks, self.operators = program, tasks, ranks, operators
+        count = 1 + max(stream.device for stream in program.streams)
         made = {id(step): ops_of(step, ranks) for step in traced}
-        self.devices = [_Device(made[id(traced[d])] if d < len(traced) else None) for d in range(ranks.stages)]
+        self.devices = [_Device(made[id(traced[d])] if d < len(traced) else None) for d in range(count)]
         device = np.array([stream.device for stream in program.streams])[program.stream]
         self.where: list[int] = device[tasks.task].tolist()
         self.messages = np.array([_is_message(label) for label in program.labels])[program.label[tasks.task]].tolist()
@@ -180,7 +183,7 @@ class _Writing:
         task, device = self.tasks.task[at], self.devices[self.where[at]]
         label, stream = self.program.labels[self.program.label[task]], int(self.program.stream[task])
         computes = self.program.streams[stream].kind == "compute"
-        depends = self._waits(at, computes) | {device.last.get(stream, 0), device.waited}
+        depends = self._waits(at, computes) | self._launched(at, device, label) | {device.last.get(stream, 0)}
         span = self.tasks.start_ps[at], self.tasks.end_ps[at]
         if self.messages[at]:
             more: dict[str, Any] = {"sent": label.sent[0], "peer": self.receiver.get(at, self.where[at]), "tag": at}
@@ -191,7 +194,21 @@ class _Writing:
         if computes:
             device.computed = last
         if self.program.synchronises[task]:
-            device.waited = last
+            device.awaited[int(self.program.host[task])] = last
+
+    def _launched(self, at: int, device: _Device, label: Label) -> set[int]:
+        """Add a task's launch; answers what is behind the host when it begins: the launch before, or what it waited
+        for.
+        """
+        task = self.tasks.task[at]
+        host = int(self.program.host[task])
+        if host < 0:
+            return set()
+        before = {device.launched.get(host, 0), device.awaited.pop(host, 0)}
+        begin = self.tasks.issue_ps[at]
+        end = begin + int(self.program.launch_ps[task])
+        device.launched[host] = device.add(f"launch {label.name}", NodeType.COMP_NODE, before, begin, end, on_host=True)
+        return before
 
     def _waits(self, at: int, computes: bool) -> set[int]:
         """The nodes of its device that a task waits for."""

@@ -13,10 +13,11 @@ from cosim.engine.program import Program, Timeline
 class Unfolding:
     """Tasks in order, those of a micro-step that stands for several as often as it happens.
 
-    `start_ps` and `end_ps` are of each occurrence; `depends` are occurrences.
+    Times are of each occurrence; `depends` are occurrences.
     """
 
     task: list[int]
+    issue_ps: list[int]
     start_ps: list[int]
     end_ps: list[int]
     depends: list[list[int]]
@@ -50,12 +51,8 @@ def unfolded(program: Program, timeline: Timeline, repeats: int, step_ps: int) -
     depends = [
         [occurrence(before, task, turn) for before in program.depends.row(task).tolist()] for task, turn in order
     ]
-    start, end = timeline.start_ps.tolist(), timeline.end_ps.tolist()
     tasks = [task for task, _ in order]
-    shift = [turn * period for _, turn in order]
-    return Unfolding(
-        tasks,
-        [start[task] + by for task, by in zip(tasks, shift, strict=True)],
-        [end[task] + by for task, by in zip(tasks, shift, strict=True)],
-        depends,
-    )
+    shift = np.array([turn * period for _, turn in order], dtype=np.int64)
+    columns = (timeline.issue_ps, timeline.start_ps, timeline.end_ps)
+    issue, start, end = ((column[tasks] + shift).tolist() for column in columns)
+    return Unfolding(tasks, issue, start, end, depends)
