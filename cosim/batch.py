@@ -46,8 +46,8 @@ def answer_lines(batch: str, out: TextIO, answer: Callable[[bytes, str], dict[st
     return failed, done
 
 
-def simulated(spec: RunSpec, where: str, progress: Progress | None) -> Result:
-    """The result of one run; what its modules print goes to standard error.
+def simulated(spec: RunSpec, where: str, progress: Progress | None, unfold: bool = False) -> Result:
+    """The result of one run, of every replica with `unfold`; what its modules print goes to standard error.
 
     Raises InputError whose sentence begins with `where`, the name of the run file.
     """
@@ -55,7 +55,7 @@ def simulated(spec: RunSpec, where: str, progress: Progress | None) -> Result:
         with redirect_stdout(sys.stderr):
             from cosim.simulate import simulate
 
-            return simulate(spec, progress)
+            return simulate(spec, progress, unfold)
     except InputError as error:
         raise located(error, where) from error
 

@@ -21,6 +21,9 @@ from cosim.techniques.precision import Precision
 from hwmodels.accelerator import Accelerator
 from hwmodels.cluster import Cluster
 
+STRAGGLERS = "stragglers"
+"""The kind of exposed communication that is waiting for other replicas in a collective."""
+
 _LEAST_FOR_CORES = 0.01  # of the power limit, however much memory and links draw
 _SETTLED = 0.005  # of the nominal clock: two rounds that differ by less are one
 
@@ -36,7 +39,11 @@ class RankPart:
 
 @dataclass(frozen=True)
 class Played:
-    """A played step with all that led to it. `ranks[d]` is device d of the program."""
+    """A played step with all that led to it.
+
+    `ranks[d]` is device d of the program: the pipeline ranks of the first of the `replicas` that were played beside
+    each other, then those of the next.
+    """
 
     spec: RunSpec
     whole: OpGraph  # of one replica, before it was cut
@@ -52,19 +59,17 @@ class Played:
     formats: Precision
     micro_steps_played: int
     clock_rounds: int = 1
+    replicas: int = 1
 
-    @cached_property
-    def repeats(self) -> int:
-        """Micro-steps that are not played because they repeat the one before the last."""
-        return self.spec.micro_steps - self.micro_steps_played
+    @property
+    def stages(self) -> tuple[RankPart, ...]:
+        """The pipeline ranks of the first replica, which has the slow device if there is one."""
+        return self.ranks[: len(self.ranks) // self.replicas]
 
     @cached_property
     def weight(self) -> NDArray[np.int64]:
-        """How often each task happens in the step: those of the micro-step before the last stand for the repeated
-        ones.
-        """
-        repeated = self.program.micro_step == self.micro_steps_played - 2
-        return np.where(repeated, 1 + self.repeats, 1)
+        """How often each task happens in the step."""
+        return repetitions(self.program, self.spec.micro_steps, self.micro_steps_played)
 
     def occurrences(self, rank: RankPart) -> NDArray[np.int64]:
         """How often each op of a rank's graph runs in the step."""
@@ -140,6 +145,13 @@ class Played:
         return off <= _SETTLED * self.cluster.accelerator.clock_hz
 
 
+def repetitions(program: Program, micro_steps: int, played: int) -> NDArray[np.int64]:
+    """How often each task happens in a step of `micro_steps`, of which `played` were played: those of the one before
+    the last stand for the others.
+    """
+    return np.where(program.micro_step == played - 2, 1 + micro_steps - played, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Breakdown:
     """The compute streams' time, in picoseconds of the whole step, on average over pipeline ranks."""
@@ -156,13 +168,16 @@ def _break_down(played: Played) -> Breakdown:
     ranks = len(played.ranks)
     awaited = _awaited(played.program, played.timeline)
     found = [_of_device(played, device, awaited) for device in range(ranks)]
+    step_ps = max(one.step_ps for one in found)
     waiting: dict[str, float] = {}
     for one in found:
         for kind, value in one.waiting.items():
             waiting[kind] = waiting.get(kind, 0.0) + value / ranks
-    columns = ("step_ps", "bubble", "interference", "host", "copies")
+        if played.replicas > 1 and one.step_ps < step_ps:  # in the micro-steps that were not played
+            waiting[STRAGGLERS] = waiting.get(STRAGGLERS, 0.0) + (step_ps - one.step_ps) / ranks
+    columns = ("bubble", "interference", "host", "copies")
     mean = {name: math.fsum(getattr(one, name) for one in found) / ranks for name in columns}
-    return Breakdown(waiting=waiting, **mean)
+    return Breakdown(step_ps, waiting, **mean)
 
 
 def _of_device(played: Played, device: int, awaited: _Awaited) -> Breakdown:
@@ -179,6 +194,10 @@ def _of_device(played: Played, device: int, awaited: _Awaited) -> Breakdown:
     for row in rows.tolist():
         start, end, times = int(timeline.start_ps[row]), int(timeline.end_ps[row]), float(weight[row])
         first, covered = _covered(busy, first, cursor, min(start, awaited.own[row]), waiting, times)
+        met = max(0, min(start, awaited.met[row]) - cursor - covered)
+        if met:
+            waiting[STRAGGLERS] = waiting.get(STRAGGLERS, 0.0) + met * times
+            covered += met
         elsewhere = max(0, min(start, awaited.message_start[row]) - cursor - covered)
         under_way = max(0, min(start, awaited.message_end[row]) - cursor - covered - elsewhere)
         if under_way:
@@ -195,8 +214,10 @@ def _of_device(played: Played, device: int, awaited: _Awaited) -> Breakdown:
     tail = timeline.makespan_ps - cursor
     if tail > 0:
         _, covered = _covered(busy, 0, cursor, timeline.makespan_ps, waiting, 1.0)
-        if len(played.ranks) > 1:
+        if len(played.stages) > 1:
             bubble += tail - covered
+        elif played.replicas > 1:
+            waiting[STRAGGLERS] = waiting.get(STRAGGLERS, 0.0) + tail - covered
         else:
             host += tail - covered
         step += tail
@@ -216,6 +237,7 @@ class _Awaited:
     """
 
     own: list[int]
+    met: list[int]  # when the last of these for which other replicas were late began
     message_start: list[int]
     message_end: list[int]
 
@@ -227,13 +249,25 @@ def _awaited(program: Program, timeline: Timeline) -> _Awaited:
     task = np.repeat(np.arange(count), np.diff(depends.indptr))
     source = depends.indices
     foreign = device[task] != device[source]
-    own, end, start = (np.zeros(count, dtype=np.int64) for _ in range(3))
+    own, met, end, start = (np.zeros(count, dtype=np.int64) for _ in range(4))
     np.maximum.at(own, task, np.where(sends[source] & ~foreign, timeline.end_ps[source], 0))
+    np.maximum.at(met, task, np.where(program.rendezvous[source] >= 0, _late(program, timeline)[source], 0))
     np.maximum.at(end, task, np.where(foreign, timeline.end_ps[source], 0))
     # a rank waits for the computation behind a message until the message starts, and behind none until it ends
     begins = np.where(sends[source], timeline.start_ps[source], timeline.end_ps[source])
     np.maximum.at(start, task, np.where(foreign, begins, 0))
-    return _Awaited(own.tolist(), start.tolist(), end.tolist())
+    return _Awaited(own.tolist(), met.tolist(), start.tolist(), end.tolist())
+
+
+def _late(program: Program, timeline: Timeline) -> NDArray[np.int64]:
+    """When tasks started that waited for other members of their rendezvous; 0 for those that did not."""
+    depends, count = program.depends, len(program)
+    ready = timeline.issue_ps.copy()
+    np.maximum.at(ready, np.repeat(np.arange(count), np.diff(depends.indptr)), timeline.end_ps[depends.indices])
+    order = np.argsort(program.stream, kind="stable")
+    follows = np.flatnonzero(np.diff(program.stream[order]) == 0)
+    ready[order[follows + 1]] = np.maximum(ready[order[follows + 1]], timeline.end_ps[order[follows]])
+    return np.where((program.rendezvous >= 0) & (timeline.start_ps > ready), timeline.start_ps, 0)
 
 
 def _covered(

@@ -130,7 +130,7 @@ class Result:
     clock_rounds: int  # how often the step was played until its clock kept to the power limit; at most three
     energy_j: float
     cost_usd: float | None
-    run: Mapping[str, float] | None  # time_s, energy_j, cost_usd of the whole run, when workload.tokens is given
+    run: Mapping[str, float] | None  # time_s, energy_j, cost_usd with workload.tokens; goodput with system.failures
     limited_by: str
     anchor_factor: float | None
     calibration: Calibration  # status, provenance

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosim import engine, stacks, trace
+from cosim.engine.program import Program
 from cosim.graph import OpGraph
 from cosim.mapping.builder import LONGEST_S, too_long
 from cosim.mapping.collectives import with_collectives
@@ -17,8 +19,10 @@ from cosim.mapping.program import program_of
 from cosim.parallel.divide import DividedStep, Stage, divide
 from cosim.played import Played, RankPart
 from cosim.remedies import remedy
+from cosim.replicas import beside_each_other, micro_steps_played, replicas_played
 from cosim.result import Result
 from cosim.spec import RunSpec
+from cosim.spec.reliability import SlowDevice
 from cosim.spec.sections import EveryBlocks
 from cosim.stacks.stack import Stack
 from cosim.summary import device_memory, summarize
@@ -37,17 +41,16 @@ from hwmodels.units import InputError
 Progress = Callable[[str, float | None], None]
 _SECTIONS = ("workload", "system", "parallel", "training")
 CLOCK_ROUNDS = 3
-MICRO_STEPS_PLAYED = 4  # without a pipeline; more are repetitions of the one before the last
 
 
-def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
+def simulate(spec: RunSpec, progress: Progress | None = None, unfold: bool = False) -> Result:
     """Simulate one training step of `spec`.
 
-    `progress` is told what is being done, with the fraction done where it is known. Raises InputError where the traced
-    model or the accelerator shows that the run cannot be; a run that does not fit in memory is not an error, its
-    result says so.
+    `progress` is told what is being done, with the fraction done where it is known. With `unfold` every data-parallel
+    replica is played instead of one for all. Raises InputError where the traced model or the accelerator shows that the
+    run cannot be; a run that does not fit in memory is not an error, its result says so.
     """
-    played = _played(spec, progress)
+    played = _played(spec, progress, unfold)
 
     def device_bytes_of(other: RunSpec) -> float:
         return device_memory(_played(other, None)).total
@@ -56,7 +59,7 @@ def simulate(spec: RunSpec, progress: Progress | None = None) -> Result:
     return summarize(played, lambda needed: remedy(spec, needed, offered, device_bytes_of))
 
 
-def _played(spec: RunSpec, progress: Progress | None) -> Played:
+def _played(spec: RunSpec, progress: Progress | None, unfold: bool = False) -> Played:
     """The step of `spec`, traced, priced, mapped and played."""
     accelerator, cluster = _machine(spec)
     stack, formats, attention = _software(spec, accelerator)
@@ -64,7 +67,8 @@ def _played(spec: RunSpec, progress: Progress | None) -> Played:
     with about("parallel"):
         step = divide(whole, spec, stack, formats.step_formats(optimizers.state_bytes(whole)), cluster.domain)
     kernels = Kernels(formats.fp32_matmul, attention, stack)
-    return _play(spec, whole, step, kernels, formats, accelerator, cluster)
+    replicas = replicas_played(spec, unfold)
+    return _play(spec, whole, step, kernels, formats, accelerator, cluster, replicas)
 
 
 def compiled(spec: RunSpec, stack: Stack) -> bool | str:
@@ -112,25 +116,36 @@ def _play(
     formats: Precision,
     accelerator: Accelerator,
     cluster: Cluster,
+    replicas: int,
 ) -> Played:
     """Price, map and play the step, at the clock that its own power leaves: repeated until the clock stays."""
-    pipelined = step.schedule is not None
-    micro_steps = spec.micro_steps if pipelined else min(spec.micro_steps, MICRO_STEPS_PLAYED)
+    micro_steps = micro_steps_played(spec)
     chip = accelerator
     model_flops = price(whole, accelerator, kernels, 1).flops
     for clock_round in range(1, CLOCK_ROUNDS + 1):
-        ranks = tuple(_priced(stage, step, spec, chip, kernels, cluster, micro_steps) for stage in step.stages)
-        with about("system.network"):
-            prices = [rank.prices for rank in ranks]
-            compiles = bool(compiled(spec, kernels.stack))
-            program, moved_j = program_of(step, prices, micro_steps, cluster, kernels.stack, compiles)
+
+        def price_replica(slow: SlowDevice | None, chip: Accelerator = chip) -> tuple[RankPart, ...]:
+            factors = [slow.factor if slow and slow.pipeline_rank == rank else 1.0 for rank in range(len(step.stages))]
+            return tuple(
+                _priced(stage, step, spec, chip, kernels, cluster, micro_steps, factor)
+                for stage, factor in zip(step.stages, factors, strict=True)
+            )
+
+        def map_replica(ranks: tuple[RankPart, ...]) -> tuple[Program, NDArray[np.float64]]:
+            with about("system.network"):
+                prices, compiles = [rank.prices for rank in ranks], bool(compiled(spec, kernels.stack))
+                return program_of(step, prices, micro_steps, cluster, kernels.stack, compiles)
+
+        found = beside_each_other(spec, replicas, price_replica, map_replica)
+        program = found.program
         played = Played(
             spec=spec,
             whole=whole,
             model_flops=model_flops,
-            ranks=ranks,
+            ranks=found.ranks,
+            replicas=replicas,
             program=program,
-            moved_j=moved_j,
+            moved_j=found.moved_j,
             timeline=engine.play(program),
             accelerator=chip,
             cluster=cluster,
@@ -154,11 +169,13 @@ def _priced(
     kernels: Kernels,
     cluster: Cluster,
     micro_steps: int,
+    slower: float,
 ) -> RankPart:
-    """A rank's part with what its kernels and collectives cost."""
+    """A rank's part with what its kernels, `slower` than the chip's, and its collectives cost."""
     graph = stage.part.graph
     with about("system.accelerator"):
         prices = price(graph, chip, kernels, stage.plan.optimizer_shards)
+        prices = dataclasses.replace(prices, time_s=prices.time_s * slower)
     with about("system.network"):
         how = (step.overlap_tensor, step.beside_backward)
         prices = with_collectives(graph, prices, step.groups, cluster, *how)
@@ -174,7 +191,13 @@ def _machine(spec: RunSpec) -> tuple[Accelerator, Cluster]:
     accelerator = accelerators.load(named, "system.accelerator")
     network = system.network.overrides()
     cluster = Cluster.build(accelerator, system.devices, system.devices_per_node, system.nvlink_domain, network)
-    return accelerator, cluster
+    slow = system.variation.slow_link
+    if slow is None:
+        return accelerator, cluster
+    try:
+        return accelerator, cluster.with_slow_link(slow.tier, slow.factor)
+    except InputError as error:
+        raise InputError(f"system.variation.slow_link.{error}") from None
 
 
 def step_graph(

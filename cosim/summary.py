@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosim.engine.program import PICOSECONDS_PER_S
+from cosim.goodput import run_with_failures
 from cosim.graph import Category, OpGraph, OpKind, Phase
+from cosim.mapping.replicas import first_replica
 from cosim.memory import memory_over_time
 from cosim.parallel.communication import COLLECTIVE
 from cosim.played import Played, RankPart
@@ -74,7 +76,7 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
         clock_rounds=played.clock_rounds,
         energy_j=energy,
         cost_usd=cost,
-        run=_run(spec, step_s, energy, cost),
+        run=_run(played, step_s, energy, cost),
         limited_by=_limited_by(played, times),
         anchor_factor=None,
         calibration=_calibration(accelerator),
@@ -210,9 +212,10 @@ def _limited_by(played: Played, times: TimeBreakdown) -> str:
 
 def _memory(played: Played) -> tuple[int, MemoryCurve, dict[str, float]]:
     """The pipeline rank that holds most, its memory over time, and its peak by category."""
+    program, timeline = first_replica(played.program, played.timeline, played.replicas)
     found = [
-        (rank, *memory_over_time(played.program, played.timeline, rank, _resident(played, part)))
-        for rank, part in enumerate(played.ranks)
+        (rank, *memory_over_time(program, timeline, rank, _resident(played, part)))
+        for rank, part in enumerate(played.stages)
     ]
     return max(found, key=lambda one: sum(one[2].values()))
 
@@ -340,12 +343,47 @@ def _unsettled_clock(played: Played) -> tuple[str, ...]:
     )
 
 
-def _run(spec: RunSpec, step_s: float, energy: float, cost: float | None) -> dict[str, float] | None:
+def _run(played: Played, step_s: float, energy: float, cost: float | None) -> dict[str, float] | None:
+    spec = played.spec
     if spec.workload.tokens is None:
         return None
     steps = spec.workload.tokens / spec.tokens_per_step
     run = {"time_s": steps * step_s, "energy_j": steps * energy}
-    return run if cost is None else run | {"cost_usd": steps * cost}
+    if cost is not None:
+        run["cost_usd"] = steps * cost
+    return run if spec.system.failures is None else _with_failures(played, run)
+
+
+def _with_failures(played: Played, run: Mapping[str, float]) -> dict[str, float]:
+    """The same run with failures; what is not training or computed again draws idle power."""
+    failures, devices = played.spec.system.failures, played.spec.system.devices
+    assert failures is not None
+    checkpoint_s = failures.checkpoint_time
+    if checkpoint_s is None:
+        assert failures.storage_bandwidth is not None
+        checkpoint_s = _checkpoint_bytes(played) / failures.storage_bandwidth
+    said = failures.checkpoint_interval
+    interval_s = None if isinstance(said, str) else said
+    between_s = failures.mean_time_between_failures / devices
+    found = run_with_failures(run["time_s"], between_s, checkpoint_s, failures.restart_time, interval_s)
+    longer, idle_s = 1 / found.goodput, found.checkpoints_s + found.restarts_s
+    computed = run["energy_j"] * (1 + found.again_s / found.training_s) if found.training_s else 0.0
+    return {
+        **{key: value * longer for key, value in run.items()},
+        "energy_j": computed + played.accelerator.idle_power_w * devices * idle_s,
+        "training_s": found.training_s,
+        "goodput": found.goodput,
+        "failures": found.failures,
+        "checkpoint_time_s": checkpoint_s,
+        "checkpoint_interval_s": found.checkpoint_interval_s,
+    }
+
+
+def _checkpoint_bytes(played: Played) -> float:
+    """Of all parameters as the optimizer reads them, and its states."""
+    graph, formats = played.whole, played.stages[0].plan.formats
+    sizes = {p.storage: (math.prod(graph.shapes[p.spec]), p.trainable) for p in graph.parameters}
+    return float(sum(n * (formats.master + formats.optimizer_state * trainable) for n, trainable in sizes.values()))
 
 
 def _calibration(accelerator: Accelerator) -> Calibration:
@@ -396,11 +434,12 @@ def _detail(played: Played, worst: int, curve: MemoryCurve, capacity: float) -> 
             allocation_unit_bytes=played.stack.allocation_unit_bytes,
             optimizer_shards=rank.plan.optimizer_shards,
         )
-        for rank in played.ranks
+        for rank in played.stages
     )
+    program, timeline = first_replica(played.program, played.timeline, played.replicas)
     return Detail(
-        program=played.program,
-        timeline=played.timeline,
+        program=program,
+        timeline=timeline,
         ops=_op_rows(played),
         memory=curve,
         roofline=Roofline(

@@ -74,6 +74,20 @@ class Cluster:
         tiers = {"fabric": found.fabric} | ({} if found.network is None else {"network": found.network})
         return cls(accelerator, devices, devices_per_node, domain, tiers, found.pair, sizes, found.algorithms)
 
+    def with_slow_link(self, tier: str, factor: float) -> "Cluster":
+        """This cluster with one link of a tier at its bandwidth over `factor`: what crosses the tier goes at that pace.
+
+        Raises InputError: no such tier.
+        """
+        if tier not in self.tiers or (tier == "network" and self.domain >= self.devices):
+            raise InputError(f"tier: there is no {tier} between {self.devices} devices on one fabric")
+
+        def slower(link: Link) -> Link:
+            return replace(link, bandwidth_bytes_per_s=link.bandwidth_bytes_per_s / factor)
+
+        pair = slower(self.pair) if self.pair is not None and tier == "fabric" else self.pair
+        return replace(self, tiers=self.tiers | {tier: slower(self.tiers[tier])}, pair=pair)
+
     def collective(
         self, kind: str, bytes: float, devices: int, per_node: int, stride: int = 1, concurrent: int = 1
     ) -> CollectiveCost:

@@ -18,6 +18,7 @@ ROOMS = (
     ("workloads",),
     ("cosim.output",),
     ("cosim.graph", "cosim.stacks"),
+    ("cosim.goodput",),
     ("cosim.engine.program", "cosim.engine.kernels", "cosim.engine.allocation"),
     ("cosim.spec",),
     ("cosim.trace",),
@@ -27,7 +28,7 @@ ROOMS = (
     ("cosim.cost",),
     ("cosim.engine",),
     ("cosim.memory", "cosim.result", "cosim.played"),
-    ("cosim.summary", "cosim.remedies"),
+    ("cosim.summary", "cosim.remedies", "cosim.replicas"),
     ("cosim.simulate",),
     (
         "cosim.explore",

@@ -210,7 +210,7 @@ def test_micro_steps_that_are_not_played_repeat_the_one_before_the_last(
     """Playing four and repeating one is what playing all of them gives."""
     many = (*overrides, "workload.global_batch=640")
     folded = run(*many, model=model)
-    monkeypatch.setattr(importlib.import_module("cosim.simulate"), "MICRO_STEPS_PLAYED", 10**6)
+    monkeypatch.setattr(importlib.import_module("cosim.replicas"), "MICRO_STEPS_PLAYED", 10**6)
     played = run(*many, model=model)
     assert folded.detail is not None
     assert played.detail is not None

@@ -40,6 +40,9 @@ def simulate(
         Path | None,
         typer.Option("--chakra", metavar="DIR", help="Write MLCommons Chakra execution traces, one per rank."),
     ] = None,
+    unfold: Annotated[
+        bool, typer.Option("--unfold", help="Play every data-parallel replica (64 ranks at most) instead of one.")
+    ] = False,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -58,6 +61,8 @@ def simulate(
     if batch is not None:
         for option in (option for option, file in {**pages, "--chakra": chakra_folder}.items() if file is not None):
             raise InputError(f"{option}: a batch has no report; leave it out")
+        if unfold:
+            raise InputError("--unfold: is of one run, not of a batch; leave it out")
         _simulate_batch(batch, changes or [], json_file)
         return
     from cosim.spec import RunSpec
@@ -72,7 +77,7 @@ def simulate(
         json_out = outputs.enter_context(output(json_file, "--json"))
         written = {option: outputs.enter_context(output(file, option)) for option, file in pages.items()}
         with status() as progress:
-            result = simulated(spec, run_name(str(run)), progress)
+            result = simulated(spec, run_name(str(run)), progress, unfold)
         if json_out is not None:
             with writing(json_file, "--json"):
                 json_out.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")

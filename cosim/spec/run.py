@@ -12,12 +12,12 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 import workloads.model
 from cosim.spec.errors import short, translate
 from cosim.spec.modelled import check_modelled
+from cosim.spec.quantities import Section
 from cosim.spec.sections import (
     HuggingFaceModel,
     ModelDimensions,
     ParallelSpec,
     PythonModel,
-    Section,
     SystemSpec,
     TrainingSpec,
     WorkloadSpec,
@@ -218,6 +218,7 @@ def _check_division(spec: RunSpec) -> None:
     if devices % per_node and devices > per_node:
         raise InputError(f"system.devices: {devices} must be a multiple of system.devices_per_node {per_node}")
     _check_domain(spec)
+    _check_reliability(spec)
     replicas = spec.data_parallel
     together = workload.micro_batch * replicas
     if workload.global_batch % together:
@@ -244,6 +245,17 @@ def _check_domain(spec: RunSpec) -> None:
             f"system.nvlink_domain: {domain} must divide devices_per_node {per_node}, or be a multiple of it "
             f"that divides devices {devices}"
         )
+
+
+def _check_reliability(spec: RunSpec) -> None:
+    """A slow device is of a rank that there is, and failures are of a whole run; raises InputError."""
+    slow, stages = spec.system.variation.slow_device, spec.parallel.pipeline
+    if slow is not None and slow.pipeline_rank >= stages:
+        raise InputError(
+            f"system.variation.slow_device.pipeline_rank: {slow.pipeline_rank} must be below parallel.pipeline {stages}"
+        )
+    if spec.system.failures is not None and spec.workload.tokens is None:
+        raise InputError("system.failures: says what a whole run loses; give workload.tokens, or leave it out")
 
 
 def _beside(data: object, folder: Path) -> object:

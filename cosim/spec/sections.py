@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainSerializer, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from cosim.spec.quantities import (
+    Bandwidth,
+    Count,
+    Duration,
+    GradientFormat,
+    Length,
+    Name,
+    Plain,
+    Section,
+    Share,
+    as_tuple,
+)
+from cosim.spec.reliability import Failures, Variation
 from hwmodels.interconnect.algorithms import NAMES as ALGORITHMS
-from hwmodels.units import InputError, format_quantity, parse_quantity
-
-
-class Section(BaseModel):
-    """A part of the run file: immutable, no unknown keys, no conversion between types, no nan or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False)
-
-
-def _plain(value: object) -> object:
-    """Refuses what JSON cannot hold: nan, infinity, keys that are not text."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InputError(f"the key {key!r} must be text")
-            _plain(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _plain(item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{value} must be a finite number")
-    elif not isinstance(value, str | int | float | bool | None):
-        raise InputError(f"{type(value).__name__} is not plain data")
-    return value
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _quantity(dimension: str, positive: bool = False) -> tuple[BeforeValidator, PlainSerializer]:
-    """Reads text with a unit into an SI number, and writes it back as text."""
-    return (
-        BeforeValidator(lambda value: None if value is None else parse_quantity(value, dimension, "", positive), str),
-        PlainSerializer(
-            lambda value: format_quantity(value, dimension, 12), return_type=str, when_used="json-unless-none"
-        ),
-    )
-
-
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-Length = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
-Bandwidth = Annotated[float, *_quantity("bandwidth", positive=True)]
-Duration = Annotated[float, *_quantity("time")]
-GradientFormat = Literal["fp32", "bf16", "fp16"]
 
 
 class ModelDimensions(Section):
@@ -210,7 +174,7 @@ class Network(Section):
     algorithms: Annotated[
         Annotated[
             tuple[Literal[ALGORITHMS], ...],  # type: ignore[valid-type]
-            BeforeValidator(_as_tuple),
+            BeforeValidator(as_tuple),
             Field(min_length=1),
         ]
         | None,
@@ -238,6 +202,12 @@ class SystemSpec(Section):
         Field(description="Devices on one fast fabric; default: the accelerator's, within a node or a rack"),
     ] = None
     network: Annotated[Network, Field(default_factory=Network, description="Overrides of the cluster's network")]
+    variation: Annotated[
+        Variation, Field(default_factory=Variation, description="How devices and links differ; default: not at all")
+    ]
+    failures: Annotated[
+        Failures | None, Field(description="What breaks during the whole run, and what that costs; default: nothing")
+    ] = None
     anchor: Annotated[str | None, Field(description="A measurement of one run that the answer is scaled to")] = None
 
 
@@ -285,7 +255,7 @@ class ParallelSpec(Section):
     ] = None
     virtual_stages: Annotated[Count, Field(description="Stages per pipeline rank (interleaving)")] = 1
     stage_layers: Annotated[
-        Annotated[tuple[Count, ...], BeforeValidator(_as_tuple)] | None, Field(description="Layers of each stage")
+        Annotated[tuple[Count, ...], BeforeValidator(as_tuple)] | None, Field(description="Layers of each stage")
     ] = None
     overlap: Annotated[Overlap, Field(default_factory=Overlap, description="Which communication runs beside compute")]
 
@@ -359,6 +329,6 @@ class TrainingSpec(Section):
         Field(description="Probability of dropout, on attention and residual branches; default: the framework's"),
     ] = None
     techniques: Annotated[
-        Annotated[tuple[Technique, ...], BeforeValidator(_as_tuple)],
+        Annotated[tuple[Technique, ...], BeforeValidator(as_tuple)],
         Field(description="Techniques in the order in which they apply: a name, or {name: parameters}"),
     ] = ()
