@@ -19,11 +19,11 @@ from cosim.parallel.layout import (
     WHOLE,
     Layout,
     Sharding,
-    base,
     has,
     rewritten,
 )
 from cosim.parallel.rewriting import NOWHERE, GraphWriter, Operand
+from cosim.parallel.row_statistics import row_statistics
 
 _CONTRACTING = frozenset(
     [
@@ -40,13 +40,6 @@ _CONTRACTING = frozenset(
 )
 _LINEAR = frozenset(f"aten.{name}" for name in ("add", "add_", "sub", "neg", "mul", "mul_", "div", "div_"))
 _CASTS = ("aten._to_copy", "aten.clone", "prims.convert_element_type")
-_ROW_STATISTICS = {  # numbers per row that ranks exchange: maximum, sum of exponentials; the target's logit
-    "aten._softmax": 2,
-    "aten._safe_softmax": 2,
-    "aten._log_softmax": 2,
-    "aten.nll_loss_forward": 1,
-    "cosim.cross_entropy": 3,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +216,9 @@ class Walk:
     ) -> None:
         """Layouts of what the op makes, and the op itself; statistics of rows over a divided axis go around first."""
         number = int(self.graph.op_kind[op])
-        statistics = self._row_statistics(kind, inputs)
-        passes_partial = any(layout & PARTIAL for _, layout, _ in operands) and kind.op_class != "fill"
         divided = any(self.divided(tensor) for tensor in inputs)
+        statistics = row_statistics(self.graph, kind) if divided else []
+        passes_partial = any(layout & PARTIAL for _, layout, _ in operands) and kind.op_class != "fill"
         layouts: list[Layout] = []
         for tensor in outputs:
             layout = SHARD if cut and self.has_sequence(tensor) and not self.divided(tensor) else WHOLE
@@ -271,18 +264,6 @@ class Walk:
             if lost or (cut and rows and not self._sequence[made]):
                 return True
         return False
-
-    def _row_statistics(self, kind: OpKind, inputs: list[int]) -> list[tuple[TensorSpec, int]]:
-        """What ranks exchange of rows that are divided over them: (a number per row, how many of those)."""
-        found: list[tuple[TensorSpec, int]] = []
-        if not any(self.divided(tensor) for tensor in inputs):
-            return found
-        for member in (kind, *(self.graph.kinds[m] for m in kind.attribute("members", ()))):
-            count = _ROW_STATISTICS.get(member.target)
-            spec = self.graph.specs[member.inputs[0]] if count else None
-            if count and spec and spec.dims and any(base(axis) in TENSOR_AXES for axis in spec.dims[-1]):
-                found.append((TensorSpec(spec.dims[:-1], "fp32", 4), count))
-        return found
 
     def _same_numbers(self, kind: OpKind, operands: list[Operand], outputs: list[int]) -> bool:
         """Whether what the op makes are all numbers of its operand: a view or a cast of what is not gathered."""
