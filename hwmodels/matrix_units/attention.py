@@ -151,15 +151,20 @@ def attention_cost(
     compute = max(total / cores * idle, longest * pair + overhead) / clock_hz
     hbm_bytes = unit.attention_hbm_bytes(work, pairs, keys, sram)
     memory = hbm_bytes / hbm.rate("stream")
-    time = max(compute, memory) + unit.fixed_time_s
+    near_bytes = unit.attention_near_bytes(work, pairs, min(rows, work.seq_q), min(keys, work.seq_k))
+    near = near_bytes / unit.near_bytes_per_s(sram)
+    time = max(compute, memory, near) + unit.fixed_time_s
+    limit = "compute" if multiply >= softmax else "special"
+    if max(memory, near) > compute:
+        limit = unit.shared_level if near > memory else "memory"
     scores = work.seq_q * work.seq_k * (0.5 if work.causal and work.seq_q == work.seq_k else 1.0)
     if work.causal and work.seq_q != work.seq_k:
         scores = max(0.0, work.seq_q * (work.seq_k - work.seq_q / 2.0))
     return Cost(
         time_s=time,
         flops=2.0 * work.batch * work.heads * scores * work.product_widths,
-        bytes_per_level={"hbm": hbm_bytes, unit.shared_level: hbm_bytes},
-        limited_by="memory" if memory > compute else "compute" if multiply >= softmax else "special",
+        bytes_per_level={"hbm": hbm_bytes, unit.shared_level: max(near_bytes, hbm_bytes)},
+        limited_by=limit,
         core_share=min(1.0, compute / time * min(1.0, waves)),
         memory_share=min(1.0, memory / time),
     )

@@ -271,6 +271,24 @@ class SystolicArray:
         again = width * pairs * min(keys, work.seq_k) - kept
         return once + work.batch * work.heads * max(0.0, again)
 
+    def attention_near_bytes(self, work: Attention, pairs: int, rows: int, keys: int) -> float:
+        """What the arrays read and write for the products of all pairs of blocks, and never less than every tensor
+        once.
+        """
+        dim, value, kind = work.head_dim, work.value_dim, work.format
+        products = [Gemm(rows, keys, dim, 1, kind, kind)]
+        if work.phase == "forward":
+            products += [Gemm(rows, value, keys, 1, kind, kind)]
+        else:
+            products += [Gemm(rows, keys, value, 1, kind, kind), Gemm(keys, value, rows, 1, kind, kind)]
+            products += [Gemm(rows, dim, keys, 1, kind, kind), Gemm(keys, dim, rows, 1, kind, kind)]
+        moved = sum(self.sram_bytes(product) for product in products)
+        return max(compulsory_bytes(work), float(work.batch) * work.heads * pairs * moved)
+
+    def near_bytes_per_s(self, sram: Sram) -> float:
+        """Bytes per second from SRAM to all arrays."""
+        return sram.bandwidth_bytes_per_s
+
 
 def _parts(size: int, part: int) -> list[tuple[int, int]]:
     """`size` cut into parts: (how many, size) of the full ones and of the ragged one."""

@@ -134,6 +134,24 @@ class TensorCore:
         """Every tensor once: keys and values stay in L2 while a head's queries pass."""
         return compulsory_bytes(work)
 
+    def attention_near_bytes(self, work: Attention, pairs: int, rows: int, keys: int) -> float:
+        """Every tensor once, and what the blocks of the inner loop read again: forward keys and values; backward
+        queries and dO, and dQ is added to in fp32.
+        """
+        element, width = bytes_of(work.format), work.head_dim + work.value_dim
+        if work.phase == "forward":
+            once, length, row = work.batch * work.kv_heads * work.seq_k, min(keys, work.seq_k), element * width
+        else:
+            once, length = work.batch * work.heads * work.seq_q, min(rows, work.seq_q)
+            row = element * width + 4.0 * work.head_dim
+        again = row * (float(work.batch) * work.heads * pairs * length - once)
+        return compulsory_bytes(work) + max(0.0, again)
+
+    def near_bytes_per_s(self, sram: Sram) -> float:
+        """Bytes per second from L2 to all cores: its own, one read serving several cores, or those of their ports."""
+        ports = self.cores * sram.core_bytes_per_cycle * self.clock_hz
+        return min(sram.bandwidth_bytes_per_s * sram.multicast, ports)
+
     def gemm(self, work: Gemm, sram: Sram, hbm: Hbm, simd_flops: float) -> Cost:
         """The cost of `work`; `simd_flops` is the lanes' rate in its format, used where the matrix unit lacks the
         format (fp32).
@@ -266,7 +284,7 @@ class _Rates:
 
 def _unaligned(work: Gemm) -> bool:
     """Whether a dimension that is contiguous in memory is no multiple of 16 bytes, as tensor cores' loads need."""
-    step = max(1, 128 // number_format(work.format).bits)
+    step = 128 // math.gcd(128, number_format(work.format).bits)  # of six bits, 64 elements are the first to fit
     first = work.m if work.layout == "NT" else work.k
     return first % step != 0 or (work.n % step != 0 and work.n > 1)
 

@@ -45,5 +45,13 @@ class MatrixUnit(Protocol):
     def attention_hbm_bytes(self, work: Attention, pairs: int, keys: int, sram: Sram) -> float:
         """Bytes from and to HBM when every head walks `pairs` pairs of blocks of `keys` keys."""
 
+    def attention_near_bytes(self, work: Attention, pairs: int, rows: int, keys: int) -> float:
+        """Bytes between the shared level and the cores when every head walks `pairs` pairs of blocks of `rows` by
+        `keys`.
+        """
+
+    def near_bytes_per_s(self, sram: Sram) -> float:
+        """Bytes per second that all cores together take from the shared level."""
+
     def at_clock(self, ratio: float) -> Self:
         """The same unit with its clock times `ratio`."""

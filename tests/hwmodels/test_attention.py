@@ -134,3 +134,29 @@ def test_values_narrower_than_keys_cost_their_own_products_and_bytes(chip: Accel
     moved = (2 * 192 + 2 * 128) * 2 + 4 if phase == "forward" else (4 * 192 + 4 * 128) * 2 + 8 * 192 + 8
     assert cost.bytes_per_level["hbm"] == rows * moved
     assert wide == replace(wide, value_dim=0, head_dim=192)
+
+
+@pytest.mark.parametrize("name", ["gpu-like", "systolic-pod"])
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_the_shared_level_feeds_attention_at_its_own_rate(name: str, phase: Phase) -> None:
+    """The time is no less than that of the bytes that the answer itself gives, and a slow level is what limits."""
+    work = attention(phase=phase)
+    usual = load(name).cost(work)
+    slow = load({"base": name, "set": {"memory.sram.bandwidth": "0.05 TB/s"}})
+    cost, level = slow.cost(work), slow.matrix.shared_level
+    most = 0.05e12 * slow.memory.sram.multicast
+    assert cost.bytes_per_level == usual.bytes_per_level
+    assert cost.time_s == pytest.approx(cost.bytes_per_level[level] / most + slow.matrix.fixed_time_s)
+    assert cost.limited_by == level != usual.limited_by
+    assert cost.time_s > usual.time_s
+
+
+def test_every_block_of_queries_reads_all_keys_and_values_through_l2() -> None:
+    """64 blocks of 128 queries in each of 32 heads, keys and values of 128 bf16 each; q, o and row sums pass once."""
+    once = 2 * 16 * 8192 * 128 * 2
+    for kv_heads in (16, 4):
+        cost = A100.cost(replace(attention(), kv_heads=kv_heads))
+        assert cost.bytes_per_level["l2"] == 64 * 2 * once + 2 * once + 4 * 2 * 16 * 8192
+        assert cost.bytes_per_level["hbm"] == 2 * once + 2 * once * kv_heads / 16 + 4 * 2 * 16 * 8192
+    short = A100.cost(attention(seq=64))  # one block: nothing is read again
+    assert short.bytes_per_level["l2"] == short.bytes_per_level["hbm"]

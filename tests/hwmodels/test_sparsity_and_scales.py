@@ -78,6 +78,16 @@ def test_scales_do_not_make_a_product_unaligned(format: str) -> None:
     assert beside > 1.5 * at
 
 
+@pytest.mark.parametrize("format", ["fp6", "fp6_e2m3", "mxfp6"])
+def test_rows_of_whole_loads_of_six_bits_are_aligned(format: str) -> None:
+    """64 elements of six bits are three loads of 16 bytes: the least number of elements that fills whole loads."""
+    chip = load("mi355x")
+    best = chip.cost(Gemm(8192, 8192, 8192, format=format)).time_s
+    assert chip.cost(Gemm(8192, 8192, 8192 + 64, format=format)).time_s < 1.1 * best
+    assert chip.cost(Gemm(8192, 8192, 8192 + 21, format=format)).time_s > 1.5 * best
+    assert best <= 1.01 * chip.cost(Gemm(8192, 8192, 8192, format="fp8")).time_s
+
+
 def test_bytes_of_operands_hold_their_scales() -> None:
     """Once through HBM: 4.5 bits an element of both operands, 16 of the result."""
     work = Gemm(128, 128, 4096, format="nvfp4")
