@@ -174,7 +174,6 @@ class Accelerator:
                 raise InputError(
                     f"gemm m={work.m} n={work.n} k={work.k} batch={work.batch}: every size must be at least 1"
                 )
-            self.peak_flops(work.format)
             cost = self._gemm(work)
         elif isinstance(work, Attention):
             cost = self._attention(work)
@@ -184,8 +183,10 @@ class Accelerator:
         return replace(cost, energy_j=energy)
 
     def _gemm(self, work: Gemm) -> Cost:
-        lanes = self._lanes_flops(work.format)
-        able = [unit for unit in self.matrices if unit.macs_per_cycle(work.format)] or self.matrices[:1]
+        able = [unit for unit in self.matrices if unit.macs_per_cycle(work.format)]
+        lanes = 0.0
+        if not able:
+            lanes, able = self.peak_flops(work.format), [self.matrix]
         return _fastest([partial(self._tiled, unit, partial(unit.gemm, work, simd_flops=lanes)) for unit in able])
 
     def _attention(self, work: Attention) -> Cost:
