@@ -57,7 +57,7 @@
         const end = lane.end[i];
         if (end < from || start > until || !ink[lane.key[i]] || lane.tasks[i] > 1 || found.x.length >= NUMBERS) return;
         const number = texts[lane.text[i]].match(/\d+$/)?.[0] ?? "";
-        if ((Math.min(end, until) - Math.max(start, from)) * pixels < 7 * number.length + 4) return;
+        if ((Math.min(end, until) - Math.max(start, from)) * pixels < 7 * number.length + 2) return;
         found.x.push((Math.min(end, until) + Math.max(start, from)) / 2);
         found.y.push(row);
         found.text.push(number);

@@ -75,6 +75,21 @@ def _simulated(parallel: dict[str, Any]) -> Result:
     return simulate(RunSpec.model_validate(_run(parallel)))
 
 
+def test_a_step_whose_replicas_were_all_played_has_the_same_traces(tmp_path: Path) -> None:
+    spec = RunSpec.model_validate(_run(RUNS["pipeline"]))
+    found = []
+    for name, result in (("folded", simulate(spec)), ("unfolded", simulate(spec, unfold=True))):
+        write_chakra(result, tmp_path / name)
+        found.append(chakra_reader.read_all(tmp_path / name, DEVICES))
+    (folded, groups), (unfolded, same) = found
+    assert {tuple(members) for members in groups.values()} == {tuple(members) for members in same.values()}
+    for one, other in zip(folded, unfolded, strict=True):
+        assert [(n.type, n.deps, n.start, n.duration) for n in one.nodes] == [
+            (n.type, n.deps, n.start, n.duration) for n in other.nodes
+        ]
+    assert chakra_reader.replay(unfolded, False) == chakra_reader.replay(folded, False)
+
+
 @pytest.fixture(scope="module", params=RUNS)
 def written(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
