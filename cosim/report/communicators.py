@@ -17,7 +17,7 @@ TIED = "tied"
 class Communicators:
     """The ranks of a run, `stage_ranks` for each of its pipeline stages.
 
-    Device r * stages + s of its program is stage s of the r-th replica that was played; the others do as those do.
+    Device d of its program is stage d, and stands for the ranks from `d * stage_ranks` on.
     `numbers` has the groups that were asked for: members -> number, from 1 on (0 is ASTRA-sim's group of all ranks).
     """
 
@@ -58,11 +58,6 @@ class Communicators:
     def number(self, name: str, rank: int) -> int:
         """The number of a rank's group."""
         return self.numbers.setdefault(self.members(name, rank), len(self.numbers) + 1)
-
-    def device(self, rank: int, devices: int) -> int:
-        """Which of the program's devices a rank is, or does as."""
-        replica = rank % self.stage_ranks // self.groups.data.stride // self.groups.context.size
-        return replica % (devices // self.stages) * self.stages + rank // self.stage_ranks
 
     def replica(self, rank: int, stage: int) -> int:
         """The rank at the same place of another stage."""

@@ -49,7 +49,7 @@ def page(result: Result) -> str:
         several = ranks_of(program) > 1
         lanes = build_lanes(program, timeline, device=result.worst_rank if several else None)
         lookups["timeline"] = lookup_of(lanes)
-        if several and _is_pipelined(result):
+        if several:
             passes = pipeline_lanes(program, timeline)
             figures["pipeline"], lookups["pipeline"] = pipeline_figure(passes), pipeline_lookup(passes)
         figures["timeline"] = timeline_figure(lanes)
@@ -97,7 +97,7 @@ def _sections(result: Result, lanes: Lanes | None) -> list[str]:
         zoom += "Scale to peak</button>"
         find = '<input class="filter" type="search" placeholder="Filter: module, op, phase" aria-label="Filter ops">'
         several = ranks_of(detail.program) > 1
-        if several and _is_pipelined(result):
+        if several:
             sections.append(_section("Pipeline", _pipeline_words(result), _figure("pipeline")))
         rows = traffic(result)
         if rows:
@@ -126,10 +126,6 @@ _TRAFFIC_WORDS = (
     "after it. Exposed is the part of its time in which compute waits. A gather without a time is part of messages."
 )
 _OPS_WORDS = "Time of all of them in one step, each alone on the device."
-
-
-def _is_pipelined(result: Result) -> bool:
-    return int(words.looked_up(result.spec, "parallel.pipeline", 1)) > 1
 
 
 def _pipeline_words(result: Result) -> str:

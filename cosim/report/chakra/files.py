@@ -45,7 +45,7 @@ def write_chakra(result: Result, folder: str | Path, most_nodes: int = MOST_NODE
         raise InputError("chakra: this result has no timeline; simulate the run again")
     ranks = Communicators.of(result.spec)
     level, devices = "operators", _nodes(result, detail, ranks, operators=True)
-    if sum(map(len, devices)) * len(ranks.ranks) > most_nodes * len(devices):
+    if sum(map(len, devices)) * ranks.stage_ranks > most_nodes:
         level, devices = "tasks", _nodes(result, detail, ranks, operators=False)
     said = {
         "schema": "cosim",
@@ -56,11 +56,10 @@ def write_chakra(result: Result, folder: str | Path, most_nodes: int = MOST_NODE
     }
     start = delimited(metadata(said))
     with _whole_folder(Path(folder)) as place:
-        for device, nodes in enumerate(devices):
+        for stage, nodes in enumerate(devices):
             parts = _parts(nodes, ranks)
-            for rank in ranks.ranks:
-                if ranks.device(rank, len(devices)) == device:
-                    (place / f"trace.{rank}.et").write_bytes(start + b"".join(_of_rank(parts, rank, ranks)))
+            for rank in range(stage * ranks.stage_ranks, (stage + 1) * ranks.stage_ranks):
+                (place / f"trace.{rank}.et").write_bytes(start + b"".join(_of_rank(parts, rank, ranks)))
         members = {str(number): list(group) for group, number in ranks.numbers.items()}
         (place / GROUPS).write_text(json.dumps(members) + "\n", encoding="utf-8")
 
@@ -140,7 +139,7 @@ def _of_rank(parts: Iterable[bytes | _Partnered], rank: int, ranks: Communicator
                 known[group] = attribute("pg_name", "string", str(ranks.number(group, rank)))
             yield delimited(part.before + known[group])
             continue
-        ends = rank, ranks.replica(rank, one.peer % ranks.stages)
+        ends = rank, ranks.replica(rank, one.peer)
         source, target = ends if one.kind == NodeType.COMM_SEND_NODE else reversed(ends)
         yield delimited(part.before + attribute("comm_src", "int32", source) + attribute("comm_dst", "int32", target))
 

@@ -162,9 +162,8 @@ class _Writing:
         self, program: Program, tasks: Unfolding, traced: tuple[TracedStep, ...], ranks: Communicators, operators: bool
     ) -> None:
         self.program, self.tasks, self.ranks, self.operators = program, tasks, ranks, operators
-        count = 1 + max(stream.device for stream in program.streams)
         made = {id(step): ops_of(step, ranks) for step in traced}
-        self.devices = [_Device(made[id(traced[d])] if d < len(traced) else None) for d in range(count)]
+        self.devices = [_Device(made[id(traced[d])] if d < len(traced) else None) for d in range(ranks.stages)]
         device = np.array([stream.device for stream in program.streams])[program.stream]
         self.where: list[int] = device[tasks.task].tolist()
         self.messages = np.array([_is_message(label) for label in program.labels])[program.label[tasks.task]].tolist()
