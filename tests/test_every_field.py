@@ -280,7 +280,7 @@ STACK_FACTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "tensor_overlap_backward": (True, TENSOR),
     "sequence_gathered_again": (True, (*TENSOR, "parallel.sequence=true")),
     "vocabulary_multiple": (640, TENSOR),
-    "pipeline_messages_overlap": (True, PIPELINE),
+    "pipeline_messages_overlap": (True, (*STAGES, "parallel.virtual_stages=2")),
     "pipeline_messages_sharded": (True, (*PIPELINE, *TENSOR)),
     "gradient_buffer": ("fp32", ("parallel.zero=1", "training.precision=bf16")),
     "gradient_accumulation_fused": (True, ("parallel.zero=1", "training.precision=bf16")),
