@@ -254,7 +254,8 @@ def _awaited(program: Program, timeline: Timeline) -> _Awaited:
     np.maximum.at(met, task, np.where(program.rendezvous[source] >= 0, _late(program, timeline)[source], 0))
     np.maximum.at(end, task, np.where(foreign, timeline.end_ps[source], 0))
     # a rank waits for the computation behind a message until the message starts, and behind none until it ends
-    begins = np.where(sends[source], timeline.start_ps[source], timeline.end_ps[source])
+    message = np.array([label.kind == "send_recv" for label in program.labels], dtype=np.bool_)[program.label]
+    begins = np.where(message[source], timeline.start_ps[source], timeline.end_ps[source])
     np.maximum.at(start, task, np.where(foreign, begins, 0))
     return _Awaited(own.tolist(), met.tolist(), start.tolist(), end.tolist())
 

@@ -101,9 +101,12 @@ class RankStep:
         units = {unit.layer: unit for unit in self.plan.units}
         for chunk in self.forward_chunks:
             if chunk.layer not in self.fetched:
-                size = units[chunk.layer].trainable * self.plan.formats.gather
+                unit, itemsize = units[chunk.layer], self.plan.formats.gather
+                size, of_experts = unit.trainable * itemsize, unit.expert_trainable * itemsize
                 waits = [self.rank.last_compute]
-                self.fetched[chunk.layer] = self.rank.collective("all_gather", size, chunk.layer, phase, 0, waits)
+                self.fetched[chunk.layer] = self.rank.collective(
+                    "all_gather", size, chunk.layer, phase, 0, waits, None, of_experts
+                )
 
     def _ready(self, layer: int, phase: Phase, micro_step: int) -> list[int | None]:
         return self.parameters.ready(layer, phase, micro_step, [self.fetched.get(layer), self.fetched.get(ROOT)])

@@ -43,7 +43,10 @@ class Gathering:
             appears = self._weights(layer, self.plan.formats.gather if self.copies else self.plan.formats.parameter)
             self.buffers |= {layer} if self.copies else set()
         size = unit.elements * self.plan.formats.gather
-        self.gathers[layer] = self.rank.collective("all_gather", size, layer, phase, micro_step, waits, appears)
+        of_experts = unit.expert_elements * self.plan.formats.gather
+        self.gathers[layer] = self.rank.collective(
+            "all_gather", size, layer, phase, micro_step, waits, appears, of_experts
+        )
         return True
 
     def _waits(self, layer: int, phase: Phase) -> list[int | None]:

@@ -203,10 +203,11 @@ class Gradients:
             )
         first = layer not in self.shards
         self.shards.add(layer)
-        output = unit.trainable * formats.reduce / self.plan.degree
+        held = self.plan.part(unit.trainable, unit.expert_trainable)
+        output = held * formats.reduce
         appears = self.rank.delta(Category.TEMPORARY, output, 0.0)
         goes = self.rank.delta(Category.TEMPORARY, -output, 1.0)
-        kept = self._keep(unit.trainable * formats.gradient / self.plan.degree) if first else None
+        kept = self._keep(held * formats.gradient) if first else None
         buffer_goes = None
         if buffer and not stack.reductions_in_flight:
             buffer_goes = self.rank.delta(Category.TEMPORARY, -buffer, 1.0)
@@ -218,11 +219,12 @@ class Gradients:
             micro_step,
             [self.rank.last_compute],
             joined(appears, self._whole_go(layer), buffer_goes, *((kept, goes) if first else ())),
+            expert_bytes=unit.expert_trainable * formats.reduce,
         )
         if buffer and stack.reductions_in_flight:
             self.buffers.append((row, buffer))
         if not first:
-            part = float(unit.trainable * formats.gradient) / self.plan.degree
+            part = held * formats.gradient
             row = self._kernel(
                 "accumulate gradients",
                 layer,
@@ -249,7 +251,8 @@ class Gradients:
                 depends=[self.rank.last_compute],
             )
         kind = "all_reduce" if plan.zero == 0 else "reduce_scatter"
-        part = bucket.elements * formats.gradient / plan.degree
+        held = bucket.elements / plan.group_of(bucket.experts).size
+        part = held * formats.gradient
         profile = None
         if self.cut or self.in_views:
             profile = self._bucket_goes(bucket)
@@ -257,9 +260,10 @@ class Gradients:
             profile = joined(profile, self._keep(part))
         size = bucket.elements * formats.reduce
         waits = [self.rank.last_compute]
-        row = self.rank.collective(kind, size, ROOT, Phase.BACKWARD, micro_step, waits, profile)
+        expert_bytes = size if bucket.experts else 0.0
+        row = self.rank.collective(kind, size, ROOT, Phase.BACKWARD, micro_step, waits, profile, expert_bytes)
         if self.cut and micro_step > 0:
-            output = float(bucket.elements * formats.reduce) / plan.degree
+            output = held * formats.reduce
             row = self._kernel(
                 "accumulate gradients", ROOT, micro_step, read_bytes=part + output, write_bytes=part, behind=row
             )

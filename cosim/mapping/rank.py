@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -171,15 +172,26 @@ class Rank:
         micro_step: int,
         depends: list[int | None],
         profile: MemoryProfile | None = None,
+        expert_bytes: float = 0.0,
     ) -> int:
-        """A collective over the data-parallel group, on the gathering or the reducing stream."""
-        cost = self.cluster.collective_cost(self.plan.group.collective(kind, size_bytes))
+        """A collective over the data-parallel group, on the gathering or the reducing stream; `expert_bytes` of the
+        buffer go over the ranks that hold the same experts, one after the other.
+        """
+        parts = {"data": size_bytes - expert_bytes, "expert_data": expert_bytes}
+        sent = tuple(
+            Sent(kind, name, size) for name, size in parts.items() if size or name == "data" and not expert_bytes
+        )
+        costs = [
+            self.cluster.collective_cost(self.plan.group_of(one.group != "data").collective(kind, one.bytes))
+            for one in sent
+        ]
+        cost = max(costs, key=lambda one: one.time_s)
+        time_s = math.fsum(one.time_s for one in costs)
         where = f"block {layer}" if layer >= 0 else "outside blocks"
         what = f"one {kind.replace('_', '-')} over {self.plan.degree} devices"
-        sent = (Sent(kind, "data", size_bytes),)
         row = self.builder.add(
             self._gather if kind == "all_gather" else self.reduce_stream,
-            picoseconds(cost.time_s, what),
+            picoseconds(time_s, what),
             Label(f"{kind.replace('_', '-')} {where}", kind, phase.name.lower(), layer, sent=sent),
             depends=depends,
             demands=self._demands(cost),
@@ -189,7 +201,7 @@ class Rank:
             profile=profile,
             micro_step=micro_step,
         )
-        self.moved_j[row] = cost.energy_j
+        self.moved_j[row] = math.fsum(one.energy_j for one in costs)
         return row
 
     def message(

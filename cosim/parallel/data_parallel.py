@@ -29,7 +29,9 @@ ROOT = -1
 class Unit:
     """Parameters that are gathered together: a repeated block, or the root (layer -1), which holds the rest.
 
-    `expert_elements` and `expert_trainable` are those of them that other ranks hold than those of the plan's group.
+    `trainable` elements have gradients; `unused` ones are trainable too, but forward does not use them: they have
+    masters and no gradient, and so no optimizer state. `expert_elements` and `expert_trainable` are those of them that
+    other ranks hold than those of the plan's group.
     """
 
     layer: int
@@ -38,6 +40,7 @@ class Unit:
     tensors: int
     expert_elements: int = 0
     expert_trainable: int = 0
+    unused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,10 @@ class DataParallelPlan:
     def trainable(self) -> int:
         return sum(unit.trainable for unit in self.units)
 
+    @property
+    def unused(self) -> int:
+        return sum(unit.unused for unit in self.units)
+
     def group_of(self, experts: bool) -> Group:
         """The ranks that hold the same experts, or the same other parameters."""
         return self.expert_group or self.group if experts else self.group
@@ -89,17 +96,25 @@ class DataParallelPlan:
         first_sharded = {Category.OPTIMIZER: 1, Category.GRADIENTS: 2, Category.WEIGHTS: 3}[what]
         return self.group_of(experts).size if self.zero >= first_sharded else 1
 
+    def part(self, elements: int, experts: int) -> float:
+        """What a rank holds of elements that are cut over their group, `experts` of them over that of experts."""
+        return (elements - experts) / self.group.size + experts / self.group_of(True).size
+
     @property
     def optimizer_shards(self) -> int:
-        """Into how many parts the update is cut."""
-        return self.shards(Category.OPTIMIZER)
+        """Into how many parts the update is cut; where experts are cut otherwise, on average over all elements."""
+        whole, others = self.shards(Category.OPTIMIZER), self.shards(Category.OPTIMIZER, experts=True)
+        in_experts = sum(unit.expert_trainable for unit in self.units)
+        if not in_experts or whole == others:
+            return whole
+        return max(1, round(self.trainable / ((self.trainable - in_experts) / whole + in_experts / others)))
 
     def resident_bytes(self) -> dict[Category, int]:
         """What a rank holds during the whole step; gradients only in a buffer."""
         in_experts = sum(unit.expert_elements for unit in self.units)
         trained = sum(unit.expert_trainable for unit in self.units)
-        others = self._held(self.elements - in_experts, self.trainable - trained, experts=False)
-        parts = (others, self._held(in_experts, trained, experts=True))
+        others = self._held(self.elements - in_experts, self.trainable - trained, self.unused, experts=False)
+        parts = (others, self._held(in_experts, trained, 0, experts=True))
         weights, optimizer = (sum(part[i] for part in parts) for i in range(2))
         return {
             Category.WEIGHTS: weights + self.buffer_bytes,
@@ -107,7 +122,7 @@ class DataParallelPlan:
             Category.GRADIENTS: self.gradient_bytes,
         }
 
-    def _held(self, elements: int, trainable: int, experts: bool) -> tuple[int, int]:
+    def _held(self, elements: int, trainable: int, unused: int, experts: bool) -> tuple[int, int]:
         """Bytes of weights and of optimizer states that a rank holds."""
         formats = self.formats
         two_copies = formats.master != formats.parameter
@@ -115,7 +130,7 @@ class DataParallelPlan:
         if cut > 1:
             weights, extra = elements * formats.master, 0
         else:
-            weights, extra = elements * formats.parameter, trainable * formats.master * two_copies
+            weights, extra = elements * formats.parameter, (trainable + unused) * formats.master * two_copies
         return math.ceil(weights / cut), math.ceil((trainable * formats.optimizer_state + extra) / cut_states)
 
 
@@ -178,9 +193,11 @@ def _unit(graph: OpGraph, layer: int, held: list[Parameter], in_experts: frozens
     def elements(parameters: list[Parameter]) -> int:
         return sum(math.prod(graph.shapes[p.spec]) for p in parameters)
 
-    trainable = [p for p in held if p.trainable]
-    experts = [[p for p in chosen if p.storage in in_experts] for chosen in (held, trainable)]
-    return Unit(layer, elements(held), elements(trainable), len(held), *(elements(chosen) for chosen in experts))
+    trained = [p for p in held if p.trained]
+    experts = [[p for p in chosen if p.storage in in_experts] for chosen in (held, trained)]
+    counts = (elements(chosen) for chosen in experts)
+    unused = elements([p for p in held if p.trainable and not p.trained])
+    return Unit(layer, elements(held), elements(trained), len(held), *counts, unused)
 
 
 def _chunk_units(graph: OpGraph, chunk: Ints, in_experts: frozenset[int]) -> tuple[Unit, ...]:
@@ -198,6 +215,9 @@ def _buckets(
 ) -> tuple[Bucket, ...]:
     """Gradients in the order in which backward completes them, cut where a bucket is full (PyTorch DDP: first one
     smaller); those of experts that other ranks hold apart from the others.
+
+    Parameters that forward does not use are in them: with find_unused_parameters, without which it refuses them, DDP
+    reduces zeros in their place (FSDP2 reduces the gradients that there are, _fsdp_param_group.py, post_backward).
     """
     ready = _gradient_ready(graph)
     parameters = {p.storage: p for p in graph.parameters if p.trainable}

@@ -179,6 +179,7 @@ def _group_sizes(result: Result) -> dict[str, int]:
         "context": degree["context"],
         "expert": degree["expert"] * degree["expert_tensor"],
         "data": data,
+        "expert_data": DEVICES // degree["pipeline"] // (degree["expert"] * degree["expert_tensor"]),
         "pipeline": degree["pipeline"],
         "tied": 2,
     }
