@@ -96,7 +96,9 @@ def _entry(constant: Constant) -> dict[str, Any]:
         )
     entry[constant.kind] = constant.basis
     if constant.kind == "fitted_on":
-        entry |= {"rows": constant.rows, "error_held_out": round(constant.held_out, 3)}
+        entry["rows"] = constant.rows
+        if constant.held_out is not None:
+            entry["error_held_out"] = round(constant.held_out, 3)
     return entry | ({"note": constant.note} if constant.note else {})
 
 

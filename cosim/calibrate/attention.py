@@ -74,9 +74,9 @@ def _algorithm(
             found.append(constant_of(path, value, "", basis, one, fitted, note))
         elif key.name.startswith("backward"):
             text = "backward over forward as flash-2 on H100, the only one measured apart"
-            found.append(Constant(path, value, "", text, 0, 0.0, kind="derived"))
+            found.append(Constant(path, value, "", text, 0, None, kind="derived"))
         elif note and key.name in _SHAPE:
-            found.append(Constant(path, value, "", f"as {_LENDER}, which has more rows", 0, 0.0, kind="derived"))
+            found.append(Constant(path, value, "", f"as {_LENDER}, which has more rows", 0, None, kind="derived"))
     predict = model(build)(one.values)
     lines = [
         line_of(f"{op} {algorithm}", source, predict, [r for r in rows if (r.op, r.source) == (op, source)])

@@ -42,7 +42,7 @@ class Constant:
     unit: str
     basis: str
     rows: int
-    held_out: float
+    held_out: float | None  # None: no row was held out
     note: str = ""
     kind: str = "fitted_on"  # or derived, assumed
     uncertainty: float | None = None
@@ -92,10 +92,16 @@ def line_of(op: str, source: str, predict: Predict, rows: Sequence[Row]) -> Line
     return Line(op, source, errors(predict, halves[0]), errors(predict, halves[1]))
 
 
+def mean_held_out(found: Sequence[Errors]) -> float | None:
+    """The mean of those that have rows, each with equal weight; None where none has."""
+    means = [one.mean for one in found if one.rows]
+    return sum(means) / len(means) if means else None
+
+
 def constant_of(path: str, value: float, unit: str, basis: str, one: Fit, key: str, note: str = "") -> Constant:
     """One fitted value, with what its fit said about it."""
     error = one.uncertainty.get(key)
     loose = error is not None and error > abs(value)
     said = "ended on its bound" if key in one.at_bound else "hardly determined by these rows" if loose else ""
-    held, rows = one.held_out.mean, one.fitted.rows
+    held, rows = mean_held_out([one.held_out]), one.fitted.rows
     return Constant(path, value, unit, basis, rows, held, note or said, "fitted_on", error, bool(said))

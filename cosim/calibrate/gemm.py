@@ -16,6 +16,7 @@ from cosim.calibrate.constants import (
     above_floor,
     constant_of,
     line_of,
+    mean_held_out,
     predictor,
     with_memory,
 )
@@ -106,7 +107,7 @@ def _constants(
 ) -> list[Constant]:
     formats = sorted({row.works[0].format for row in by_source[main] if isinstance(row.works[0], Gemm)})
     basis = f"{main} GEMM {' and '.join(formats)} >= 20 us"
-    held = sum(line.held_out.mean for line in lines) / len(lines)
+    held = mean_held_out([line.held_out for line in lines])
     constants = [constant_of("gemm.efficiency", values["efficiency"], "", basis, shape, "efficiency")]
     if len(efficiencies) > 1:
         mean = values["efficiency"]

@@ -66,8 +66,10 @@ def _fits(rows: Sequence[Row], chip: Accelerator) -> list[LinkFit]:
 def _fitted(one: LinkFit, chip: Accelerator) -> tuple[list[Constant], list[Line]]:
     nodes = 2 if one.tier == "network" else 1
     bridged = chip.links.fabric is not None and chip.links.fabric.topology == "pairs"
-    size = chip.links.fabric.domain if bridged and chip.links.fabric else 8
+    largest = max(_work(row).per_node for row in one.reported)
+    size = chip.links.fabric.domain if bridged and chip.links.fabric else max(8, largest)
     cluster = Cluster.build(chip, size * nodes, size)
+    tier = "host" if one.tier == "fabric" and chip.links.fabric is None else one.tier  # what the file calls it
     short = {key: key.removeprefix("p2p_") for key in one.free}
 
     def model(values: dict[str, float]) -> Predict:
@@ -80,7 +82,7 @@ def _fitted(one: LinkFit, chip: Accelerator) -> tuple[list[Constant], list[Line]
     op = f"{one.rows[0].op}{' between nodes' if nodes == 2 else ''} >= 1 MiB"
     basis = f"{one.rows[0].source} {op}, {one.rows[0].label}"
     constants = [
-        constant_of(f"links.{one.tier}.{key}", found.values[key], _UNITS[short[key]][1], basis, found, key)
+        constant_of(f"links.{tier}.{key}", found.values[key], _UNITS[short[key]][1], basis, found, key)
         for key in one.free
     ]
     predict = model(found.values)

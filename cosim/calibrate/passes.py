@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
-from cosim.calibrate.constants import Chips, Constant, Line, above_floor, line_of, predictor, with_memory
+from cosim.calibrate.constants import Chips, Constant, Line, above_floor, line_of, mean_held_out, predictor, with_memory
 from cosim.calibrate.fit import Fit, Free, Predict, fit
 from cosim.calibrate.rows import Row
 from hwmodels.accelerator import Accelerator
@@ -106,7 +106,7 @@ def _fits(stage: Stage, rows: Sequence[Row], chips: Chips, held: Mapping[str, fl
 def _equal_weight(key: str, value: float, fits: Mapping[str, Fit], ops: tuple[str, ...]) -> list[Constant]:
     each = ", ".join(f"{source} {one.values[key]:.3g}" for source, one in sorted(fits.items()))
     basis = (f"equal weight of {each}" if len(fits) > 1 else each) + f" ({', '.join(ops)})"
-    held = sum(one.held_out.mean for one in fits.values()) / len(fits)
+    held = mean_held_out([one.held_out for one in fits.values()])
     count = sum(one.fitted.rows for one in fits.values())
     single = next(iter(fits.values())).uncertainty[key]
     error = sqrt(sum((one.values[key] - value) ** 2 for one in fits.values())) / len(fits) if len(fits) > 1 else single
@@ -114,7 +114,7 @@ def _equal_weight(key: str, value: float, fits: Mapping[str, Fit], ops: tuple[st
     found = [Constant(path, value, "", basis, count, held, uncertainty=error)]
     if key == "stream":
         text = "as stream; row kernels are slower by their instructions"
-        found.append(Constant("memory.row", value, "", text, 0, 0.0, kind="derived"))
+        found.append(Constant("memory.row", value, "", text, 0, None, kind="derived"))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cosim.cost.rows import ATTENTION, algorithm_of, collective, kernels, op_of, positive, whole
 from hwmodels.units import InputError
-from hwmodels.work import Attention, Collective, Gemm, Pass
+from hwmodels.work import Attention, Collective, Gemm, HostCopy, Pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Row:
     source: str
     accelerator: str
     op: str
-    works: tuple[Gemm | Attention | Pass | Collective, ...]
+    works: tuple[Gemm | Attention | Pass | HostCopy | Collective, ...]
     time_s: float
     fitted: bool
     label: str = ""

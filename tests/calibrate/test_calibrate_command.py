@@ -11,6 +11,7 @@ from cosim.calibrate.rows import in_fitted_half
 from cosim.cli import main
 from hwmodels.accelerator import load
 from hwmodels.catalog import LIBRARY, load_raw
+from hwmodels.cluster import Cluster
 from hwmodels.units import InputError
 from hwmodels.work import Attention, Gemm
 
@@ -135,3 +136,38 @@ def test_the_library_holds_what_the_command_finds(name: str) -> None:
         assert constant.kind in entry or constant.kind == "derived", constant.path
         value = float(str(entry["value"]).split()[0])
         assert value == pytest.approx(constant.value, rel=0.02, abs=1e-3), constant.path
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "tier"), [("gb200", 72, "fabric"), ("p4", 2, "host"), ("tpu-v5p", 64, "fabric")]
+)
+def test_all_reduces_over_any_fabric_are_fitted_and_the_file_can_be_loaded(
+    name: str, devices: int, tier: str, tmp_path: Path
+) -> None:
+    """A rack, a torus, and a part that has only its host interface; the launch that made the rows is found again."""
+    key = f"calibration.links.{tier}.launch"
+    truth = Cluster.build(load({"base": name, "set": {key: "37 us"}}), devices, devices)
+    lines = ["system,accelerator,collective,devices,devices_per_node,bytes,time_us,source"]
+    for power in range(20, 32):
+        seconds = truth.collective("all_reduce", 2.0**power, devices, devices).time_s
+        lines.append(f"mine,{name},all_reduce,{devices},{devices},{2**power},{seconds * 1e6},me")
+    (tmp_path / "c.csv").write_text("\n".join(lines))
+    assert cosim("calibrate", tmp_path / "c.csv", "--hw", name, "-o", tmp_path / "mine.yaml") == 0
+    links = load(str(tmp_path / "mine.yaml")).links
+    found = links.host if tier == "host" else links.fabric
+    assert found is not None
+    assert found.launch_s == pytest.approx(37e-6, rel=0.1)
+
+
+def test_an_error_is_given_only_where_rows_were_held_out(tmp_path: Path) -> None:
+    held = [f"mine-{index}" for index in range(40) if in_fitted_half(f"mine-{index}")]
+    path = table(tmp_path / "k.csv")
+    with path.open() as file:
+        rows = [line for line in file if line.startswith("id") or line.split(",")[0] in held]
+    path.write_text("".join(rows))
+    constants = calibrate([path], "a100-sxm-80gb").constants
+    assert constants
+    assert {constant.held_out for constant in constants} == {None}
+    out = tmp_path / "mine.yaml"
+    assert cosim("calibrate", path, "--hw", "a100-sxm-80gb", "-o", out) == 0
+    assert "error_held_out" not in yaml.safe_load(out.read_text())["set"]["calibration"]["gemm"]["efficiency"]
