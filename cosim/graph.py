@@ -80,13 +80,23 @@ class OpKind:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the module: qualified name, shape and format, and the block that it lives in (-1: none)."""
+    """A parameter of the module: qualified name, shape and format, and the block that it lives in (-1: none).
+
+    PyTorch makes no gradient of a trainable parameter that is not `used` on the way to the loss, and so its optimizers
+    no state.
+    """
 
     name: str
     spec: int
     storage: int
     layer: int
     trainable: bool = True
+    used: bool = True
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has a gradient."""
+        return self.trainable and self.used
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ def _resident(played: Played, rank: RankPart) -> dict[Category, float]:
     inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
     resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
     if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
-        resident[Category.GRADIENTS] = float(plan.trainable * plan.formats.reduce)
+        resident[Category.GRADIENTS] = float((plan.trainable + plan.unused) * plan.formats.reduce)
     resident[Category.FRAMEWORK] = stack.blas_workspace_bytes.on(played.accelerator.architecture)
     return resident
 
@@ -382,8 +382,8 @@ def _with_failures(played: Played, run: Mapping[str, float]) -> dict[str, float]
 def _checkpoint_bytes(played: Played) -> float:
     """Of all parameters as the optimizer reads them, and its states."""
     graph, formats = played.whole, played.stages[0].plan.formats
-    sizes = {p.storage: (math.prod(graph.shapes[p.spec]), p.trainable) for p in graph.parameters}
-    return float(sum(n * (formats.master + formats.optimizer_state * trainable) for n, trainable in sizes.values()))
+    sizes = {p.storage: (math.prod(graph.shapes[p.spec]), p.trained) for p in graph.parameters}
+    return float(sum(n * (formats.master + formats.optimizer_state * trained) for n, trained in sizes.values()))
 
 
 def _calibration(accelerator: Accelerator) -> Calibration:

@@ -194,10 +194,9 @@ def _unit(graph: OpGraph, layer: int, held: list[Parameter], in_experts: frozens
         return sum(math.prod(graph.shapes[p.spec]) for p in parameters)
 
     trained = [p for p in held if p.trained]
-    experts = [[p for p in chosen if p.storage in in_experts] for chosen in (held, trained)]
-    counts = (elements(chosen) for chosen in experts)
+    experts, theirs = (elements([p for p in chosen if p.storage in in_experts]) for chosen in (held, trained))
     unused = elements([p for p in held if p.trainable and not p.trained])
-    return Unit(layer, elements(held), elements(trained), len(held), *counts, unused)
+    return Unit(layer, elements(held), elements(trained), len(held), experts, theirs, unused)
 
 
 def _chunk_units(graph: OpGraph, chunk: Ints, in_experts: frozenset[int]) -> tuple[Unit, ...]:

@@ -44,7 +44,7 @@ NO_TRAFFIC = UpdateTraffic()
 
 
 def state_bytes(graph: OpGraph) -> float:
-    """Bytes of optimizer state per trainable parameter, as the traced optimizer holds them, masters apart.
+    """Bytes of optimizer state per parameter with a gradient, as the traced optimizer holds them, masters apart.
 
     AdamW 8, Lion 4, SGD with momentum 4, LAMB 8, Muon 4 on matrices, Adafactor 4 (rows + columns) per matrix. Step
     counts, one number per tensor, are left out.
@@ -52,12 +52,12 @@ def state_bytes(graph: OpGraph) -> float:
     held = (graph.storage_category == Category.OPTIMIZER) & (graph.storage_alloc < 0)
     scalar = np.array([not shape for shape in graph.shapes], dtype=np.bool_)
     total = int(graph.storage_bytes[held & ~scalar[graph.storage_spec]].sum())
-    trainable = graph.parameter_count(trainable_only=True)
+    trained = sum(math.prod(graph.shapes[p.spec]) for p in _distinct(graph))
     recipe = graph.provenance.get("options", {})
     master = recipe.get("master_format")
     if master is not None and master != recipe.get("parameter_format"):
-        total -= 4 * trainable  # masters are fp32
-    return total / trainable if trainable else 0.0
+        total -= 4 * graph.parameter_count(trainable_only=True)  # masters are fp32
+    return total / trained if trained else 0.0
 
 
 def whole_ops(graph: OpGraph) -> NDArray[np.bool_]:
@@ -103,8 +103,8 @@ def _overflow(graph: OpGraph) -> tuple[Collective, ...]:
 
 
 def _distinct(graph: OpGraph) -> list[Parameter]:
-    """Trainable parameters; a tied one once."""
-    found = {p.storage: p for p in graph.parameters if p.trainable}
+    """Parameters with a gradient; a tied one once."""
+    found = {p.storage: p for p in graph.parameters if p.trained}
     return list(found.values())
 
 

@@ -35,6 +35,7 @@ class Roles:
     """Which tensors and storages of a recording are what, as rows."""
 
     parameters: list[tuple[str, int, bool]] = field(default_factory=list)  # name, tensor, trainable
+    unused: set[str] = field(default_factory=set)  # names of trainable parameters of which there is no gradient
     weights: set[int] = field(default_factory=set)  # storages
     gradients: set[int] = field(default_factory=set)
     optimizer: set[int] = field(default_factory=set)
@@ -78,6 +79,7 @@ def assemble(recording: Recording, roles: Roles, decoder: SizeDecoder, provenanc
                 recording.tensor_storage[tensor],
                 layer_of_path(name, layers),
                 trainable,
+                name not in roles.unused,
             )
             for name, tensor, trainable in roles.parameters
         ),

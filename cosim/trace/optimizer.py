@@ -38,7 +38,10 @@ _OPTIMIZERS: Mapping[str, Any] = {
 
 
 class OptimizerStep:
-    """An optimizer in its steady state: its state exists before the step, and masters where their format differs."""
+    """An optimizer in its steady state: its state exists before the step, and masters where their format differs.
+
+    Parameters of which backward makes no gradient have a master, and no state.
+    """
 
     def __init__(self, module: nn.Module, options: TraceOptions) -> None:
         self.options = options
@@ -53,16 +56,21 @@ class OptimizerStep:
         self.scale = torch.empty((), dtype=torch.float32) if options.loss_scaling else None
         self.growth_tracker = torch.empty((), dtype=torch.int32)
         self.parts = self._parts(module)
-        for parameter in self.updated:
-            parameter.grad = torch.empty_like(parameter)
+
+    def fill_state(self) -> None:
+        """Make the state of what has a gradient now, by a step that is not recorded."""
+        for parameter, master in zip(self.parameters, self.masters, strict=False):
+            master.grad = None if parameter.grad is None else torch.empty_like(master)
         for _, optimizer in self.parts:
             if isinstance(optimizer, torch.optim.Muon):  # a whole step of each would only make the momentum
                 (parameter,) = optimizer.param_groups[0]["params"]
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                if parameter.grad is not None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             else:
                 with HostNumbers():  # type: ignore[no-untyped-call]
                     optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for master in self.masters:
+            master.grad = None
 
     def _parts(self, module: nn.Module) -> list[tuple[str, Any]]:
         """Optimizers in the order in which they step: one over many parameters (""), one per matrix (its name)."""
@@ -83,15 +91,14 @@ class OptimizerStep:
         return {**switches, "fused": True} if implementation == "fused" else switches
 
     def state(self) -> list[Tensor]:
-        """Moments, step counts and masters."""
-        moments = [
+        """Moments and step counts."""
+        return [
             value
             for _, optimizer in self.parts
             for state in optimizer.state.values()
             for value in state.values()
             if isinstance(value, Tensor)
         ]
-        return moments + self.masters
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the scale that keeps 16-bit gradients from vanishing (arXiv 1710.03740, section 3.2)."""
@@ -107,6 +114,8 @@ class OptimizerStep:
             torch.nn.utils.clip_grad_norm_(self.updated, 1.0, foreach=self.options.implementation != "single")
         told: set[type] = set()  # optimizers that know whether to skip: all of Muon's matrices are one optimizer's
         for name, optimizer in self.parts:
+            if all(parameter.grad is None for parameter in optimizer.param_groups[0]["params"]):
+                continue
             with recorder.part(name) if name else nullcontext():
                 if found_inf is not None and type(optimizer) not in told:
                     self._tell(optimizer, found_inf)
@@ -131,8 +140,7 @@ class OptimizerStep:
         """The parameter of an optimizer of one matrix, its gradient and its state."""
         (parameter,) = optimizer.param_groups[0]["params"]
         yield parameter
-        if parameter.grad is not None:
-            yield parameter.grad
+        yield parameter.grad
         yield from optimizer.state[parameter].values()
 
     def _unscale(self) -> Tensor:

@@ -65,14 +65,17 @@ def record(
         inputs, labels = inputs_of(module, batch, sequence)
         optimizer = OptimizerStep(module, options)
         roles = _register(recorder, module, optimizer, inputs, labels)
-        with explained(), _recorded(recorder, module, options, inputs, labels) as forward, recorder:
-            with autocast(options):
-                loss = forward()
-            loss = optimizer.scaled(loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-            del loss
+        with explained(), _recorded(recorder, module, options, inputs, labels) as forward:
+            with recorder:
+                with autocast(options):
+                    loss = forward()
+                loss = optimizer.scaled(loss)
+                loss.backward()  # type: ignore[no-untyped-call]
+                del loss
+            _register_state(recorder, module, optimizer, roles)
             recorder.in_optimizer = True
-            optimizer.step(recorder, roles)
+            with recorder:
+                optimizer.step(recorder, roles)
         recording = recorder.finish()
     provenance = {**provenance_of(model, options, decoder), "torch": torch.__version__}
     longest = getattr(module, "longest_sequence", None)
@@ -286,6 +289,13 @@ def _register(recorder: Recorder, module: nn.Module, optimizer: OptimizerStep, i
         roles.parameters.append((name, parameter._cosim_row, parameter.requires_grad))  # type: ignore[attr-defined]
         roles.weights.add(storage)
     roles.weights |= {recorder.storage_of(buffer) for buffer in module.buffers()}
-    roles.optimizer = {recorder.storage_of(tensor) for tensor in optimizer.state()}
+    roles.optimizer = {recorder.storage_of(tensor) for tensor in optimizer.masters}
     roles.inputs = {recorder.storage_of(tensor) for tensor in (*_tensors(inputs), labels)}
     return roles
+
+
+def _register_state(recorder: Recorder, module: nn.Module, optimizer: OptimizerStep, roles: Roles) -> None:
+    """Makes rows of the optimizer's state, of which backward decides: as if it had been there before the step."""
+    optimizer.fill_state()
+    roles.optimizer |= {recorder.storage_of(tensor) for tensor in optimizer.state()}
+    roles.unused = {name for name, p in module.named_parameters() if p.requires_grad and p.grad is None}

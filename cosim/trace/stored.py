@@ -12,7 +12,7 @@ import numpy as np
 
 from cosim.graph import Block, Csr, OpGraph, OpKind, Parameter, TensorSpec
 
-_VERSION = 1
+_VERSION = 2
 _COLUMNS = (
     *("op_kind", "op_phase", "op_module", "op_layer"),
     *("tensor_spec", "tensor_storage", "storage_spec", "storage_category", "storage_alloc", "storage_free"),
