@@ -21,7 +21,7 @@ class Answer:
         return {"devices": self.spec.system.devices}
 
 
-def simulate(spec: Any, progress: Any = None) -> Answer:
+def simulate(spec: Any, progress: Any = None, unfold: bool = False) -> Answer:
     if SECONDS:
         print("simulating", file=sys.stderr, flush=True)
         time.sleep(SECONDS)
