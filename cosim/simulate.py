@@ -33,6 +33,7 @@ from cosim.techniques.precision import Precision
 from cosim.techniques.quantization import quantize
 from cosim.techniques.recompute import recompute
 from cosim.trace import TraceOptions
+from cosim.trace.vocabulary import flops
 from hwmodels import accelerator as accelerators
 from hwmodels.accelerator import Accelerator
 from hwmodels.cluster import Cluster
@@ -121,7 +122,9 @@ def _play(
     """Price, map and play the step, at the clock that its own power leaves: repeated until the clock stays."""
     micro_steps = micro_steps_played(spec)
     chip = accelerator
-    model_flops = price(whole, accelerator, kernels, 1).flops
+    plan = step.stages[0].plan
+    together = max(1, plan.degree // spec.parallel.context) if plan.replicas is not None else None
+    model_flops = np.array(flops(whole), dtype=np.float64)
     for clock_round in range(1, CLOCK_ROUNDS + 1):
 
         def price_replica(slow: SlowDevice | None, chip: Accelerator = chip) -> tuple[RankPart, ...]:
@@ -136,7 +139,7 @@ def _play(
                 prices, compiles = [rank.prices for rank in ranks], bool(compiled(spec, kernels.stack))
                 return program_of(step, prices, micro_steps, cluster, kernels.stack, compiles)
 
-        found = beside_each_other(spec, replicas, price_replica, map_replica)
+        found = beside_each_other(spec, replicas, price_replica, together, map_replica)
         program = found.program
         played = Played(
             spec=spec,

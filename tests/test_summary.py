@@ -112,6 +112,18 @@ def test_tokens_of_an_encoder_decoder_are_its_encoders() -> None:
     assert result.tokens_per_s * result.step_time_s == pytest.approx(2**16)
 
 
+def test_copies_of_grouped_keys_and_values_are_no_flops_of_the_model() -> None:
+    """torchtitan copies them out to all heads and adds up their gradients; products are those of any framework."""
+    model = {**TINY, "heads": 8, "kv_heads": 2}
+    titan, plain = (spec(f"training.framework={name}", model=model) for name in ("torchtitan", "pytorch"))
+    config = titan.dimensions()
+    assert config is not None
+    closed = config.model_flops_per_token(256) * titan.tokens_per_step
+    results = [simulate(one) for one in (titan, plain)]
+    assert [result.model_flops for result in results] == pytest.approx([closed, closed], rel=1e-12)
+    assert [result.hfu for result in results] == pytest.approx([result.mfu for result in results])
+
+
 def test_recomputation_raises_hfu_and_lowers_mfu() -> None:
     """Full recomputation runs all of a block's forward again but its last product: close to 4/3."""
     none, full = (run(f"training.recompute={policy}", model=MEDIUM) for policy in ("none", "full"))
