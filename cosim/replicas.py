@@ -63,15 +63,18 @@ def beside_each_other(
     spec: RunSpec,
     replicas: int,
     price: Callable[[SlowDevice | None], tuple[RankPart, ...]],
+    together: int | None,
     to_program: Callable[[tuple[RankPart, ...]], tuple[Program, NDArray[np.float64]]],
 ) -> Beside:
-    """The program of `replicas` replicas, the first of which has the slow device, if there is one."""
+    """The program of `replicas` replicas, the first of which has the slow device, if there is one; `together` of
+    them share shards, or all.
+    """
     variation = spec.system.variation
     first = price(variation.slow_device)
     others = price(None) if variation.slow_device is not None and replicas > 1 else first
     programs = [to_program(first)]
     programs += [to_program(others) if others is not first else programs[0]] * (replicas - 1)
-    program = beside([program for program, _ in programs])
+    program = beside([program for program, _ in programs], together if replicas == spec.data_parallel else None)
     ranks = (*first, *(others * (replicas - 1)))
     moved_j = np.concatenate([moved for _, moved in programs])
     if not variation.jitter:

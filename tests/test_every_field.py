@@ -97,6 +97,7 @@ RUN_FIELDS: dict[str, tuple[str, ...]] = {
     "parallel.virtual_stages": ("2", *STAGES),
     "parallel.stage_layers": ("[3, 1]", *STAGES),
     "parallel.zero": ("0",),
+    "parallel.hybrid_shard": ("true",),
     "parallel.overlap.gradients": ("false",),
     "parallel.overlap.parameters": ("false",),
     "training.framework": ("composer",),

@@ -211,6 +211,7 @@ class Gradients:
         buffer_goes = None
         if buffer and not stack.reductions_in_flight:
             buffer_goes = self.rank.delta(Category.TEMPORARY, -buffer, 1.0)
+        ends = joined(kept, goes) if first else None
         row = self.rank.collective(
             "reduce_scatter",
             unit.trainable * formats.reduce,
@@ -218,11 +219,12 @@ class Gradients:
             Phase.BACKWARD,
             micro_step,
             [self.rank.last_compute],
-            joined(appears, self._whole_go(layer), buffer_goes, *((kept, goes) if first else ())),
+            joined(appears, self._whole_go(layer), buffer_goes, None if self.plan.replicas else ends),
             expert_bytes=unit.expert_trainable * formats.reduce,
         )
         if buffer and stack.reductions_in_flight:
             self.buffers.append((row, buffer))
+        row = self.rank.replicated(output, layer, micro_step, row, ends)
         if not first:
             part = held * formats.gradient
             row = self._kernel(
@@ -262,6 +264,7 @@ class Gradients:
         waits = [self.rank.last_compute]
         expert_bytes = size if bucket.experts else 0.0
         row = self.rank.collective(kind, size, ROOT, Phase.BACKWARD, micro_step, waits, profile, expert_bytes)
+        row = self.rank.replicated(float(size) / plan.degree, ROOT, micro_step, row, None)
         if self.cut and micro_step > 0:
             output = held * formats.reduce
             row = self._kernel(

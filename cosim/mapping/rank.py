@@ -56,11 +56,16 @@ class Rank:
         self._gather, self.reduce_stream = queues[0], queues[-1]
         tiers: dict[str, float] = {}
         if plan.degree > 1:
-            tiers = cluster.collective_cost(plan.group.collective("all_gather", _TYPICAL_BYTES)).bandwidth
+            tiers = dict(cluster.collective_cost(plan.group.collective("all_gather", _TYPICAL_BYTES)).bandwidth)
+        if plan.replicas is not None:
+            tiers |= cluster.collective_cost(plan.replicas.collective("all_reduce", _TYPICAL_BYTES)).bandwidth
         self._cores = self.builder.resource(Resource("cores", 1.0))
         self._memory = self.builder.resource(Resource("memory bandwidth", 1.0))
         self._tier = {name: self.builder.resource(Resource(f"{name} link", rate)) for name, rate in tiers.items()}
         self._device = device
+        self._replicate = self.reduce_stream
+        if plan.replicas is not None and not stack.collectives_serialised:
+            self._replicate = self.builder.stream(Stream("replicate", device, "communication"))
         self._messages: dict[str, int] = {}  # direction -> stream
 
     def compute(
@@ -202,6 +207,32 @@ class Rank:
             micro_step=micro_step,
         )
         self.moved_j[row] = math.fsum(one.energy_j for one in costs)
+        return row
+
+    def replicated(
+        self, size_bytes: float, layer: int, micro_step: int, behind: int, profile: MemoryProfile | None
+    ) -> int:
+        """With hybrid sharding, the sum of reduced gradients over the ranks that hold the same shards, in a stream of
+        its own; without it, nothing: answers the last task.
+        """
+        if self.plan.replicas is None:
+            return behind
+        cost = self.cluster.collective_cost(self.plan.replicas.collective("all_reduce", size_bytes))
+        where = f"block {layer}" if layer >= 0 else "outside blocks"
+        sent = (Sent("all_reduce", "replicate", size_bytes),)
+        row = self.builder.add(
+            self._replicate,
+            picoseconds(cost.time_s, f"one all-reduce over {self.plan.replicas.size} devices"),
+            Label(f"all-reduce shards {where}", "all_reduce", Phase.BACKWARD.name.lower(), layer, sent=sent),
+            depends=[behind],
+            demands=self._demands(cost),
+            host=self._host,
+            launch_ps=picoseconds(self.stack.launch_s),
+            priority=0 if self.held.contends else COMMUNICATION_PRIORITY,
+            profile=profile,
+            micro_step=micro_step,
+        )
+        self.moved_j[row] = cost.energy_j
         return row
 
     def message(

@@ -94,7 +94,7 @@ def first_replica(program: Program, timeline: Timeline, replicas: int) -> tuple[
 def _meetings(program: Program, replica: int, replicas: int, together: int | None) -> NDArray[np.int32]:
     """The rendezvous of each task of a replica: a number of its own for each set of replicas that meets in it."""
     size = together or replicas
-    where = {"data": replica // size, "replicate": replica % size}
+    where = {"data": replica // size, "replicate": replica % size, "expert_data": 0}
     kinds = [next((where[sent.group] for sent in label.sent if sent.group in where), -1) for label in program.labels]
     met = np.array(kinds, dtype=np.int64)[program.label]
     number = np.arange(len(program)) * replicas + met

@@ -69,6 +69,7 @@ class DataParallelPlan:
     buffer_bytes: int = 0  # of the module's buffers, which every rank holds whole
     gradient_bytes: int = 0  # of a buffer that micro-steps add their gradients to
     expert_group: Group | None = None  # the ranks that hold the same experts, where they are others
+    replicas: Group | None = None  # with hybrid sharding, the ranks that hold the same shards
 
     @property
     def degree(self) -> int:
@@ -147,9 +148,10 @@ def plan(
     update: UpdateTraffic = NO_TRAFFIC,
     chunk: Ints | None = None,
     expert_group: Group | None = None,
+    replicas: Group | None = None,
 ) -> DataParallelPlan:
     """The plan of one rank that shares its parameters with the others of `group`, and its experts with those of
-    `expert_group`.
+    `expert_group`; `replicas` are the ranks of other groups that hold the same shards.
 
     `chunk`, of a pipeline rank, is the chunk of each op: its units are chunks instead of blocks.
     """
@@ -159,7 +161,7 @@ def plan(
     overlap = (overlap_gradients, overlap_parameters)
     held = _buffer_bytes(graph), gradient_buffer.buffer_bytes(graph)
     apart = expert_group if in_experts else None
-    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, *held, apart)
+    return DataParallelPlan(group, zero, formats, units, buckets, *overlap, update, *held, apart, replicas)
 
 
 def _in_experts(graph: OpGraph) -> frozenset[int]:

@@ -52,7 +52,7 @@ def divide(whole: OpGraph, spec: RunSpec, stack: Stack, formats: StepFormats, do
     Raises InputError: a degree that does not divide its axis, more stages than blocks, a schedule that cannot be.
     """
     sharding = sharding_of(spec, stack)
-    ranks = groups(sharding, spec.data_parallel, spec.parallel.pipeline, domain)
+    ranks = groups(sharding, spec.data_parallel, spec.parallel.pipeline, domain, spec.shard_within)
     graph = shard(whole, sharding)
     if spec.parallel.pipeline == 1:
         nothing = np.zeros(len(graph), dtype=np.int32)
@@ -142,6 +142,7 @@ def _stage(
     plan = data_parallel.plan(
         graph,
         group=ranks.data,
+        replicas=ranks.replicate if ranks.replicate.size > 1 else None,
         zero=zero,
         formats=formats,
         overlap_gradients=_chosen(overlap.gradients, stack.gradients_overlap),

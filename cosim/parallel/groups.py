@@ -48,13 +48,14 @@ class Groups:
     data: Group  # those that hold the same parameters: replicas, and context-parallel ranks
     expert_data: Group  # those that hold the same experts
     pipeline: Group
+    replicate: Group  # with hybrid sharding, those that hold the same shards; else this rank alone
 
     @property
     def distinct(self) -> tuple[Group, ...]:
         """All groups that a rank has a communicator for; those of experts count where experts are divided."""
         parted = self.expert.size * self.expert_tensor.size > 1
         experts = (self.expert, self.expert_tensor, self.expert_data) if parted else ()
-        return (self.tensor, self.context, self.data, self.pipeline, *experts)
+        return (self.tensor, self.context, self.data, self.pipeline, self.replicate, *experts)
 
     def of(self, name: str) -> Group:
         """The group that a collective of a rank's graph names."""
@@ -62,8 +63,13 @@ class Groups:
         return found
 
 
-def groups(sharding: Sharding, data: int, pipeline: int, domain: int) -> Groups:
+def groups(sharding: Sharding, data: int, pipeline: int, domain: int, shard_within: int | None = None) -> Groups:
     """The groups of a run with `data` replicas and `pipeline` stages, on fabrics of `domain` devices.
+
+    With hybrid sharding parameters are sharded over the ranks of a node of `shard_within` devices, and replicated
+    across nodes: gathers and reduce-scatters stay inside, then each rank's shard of the gradients is all-reduced over
+    those that hold the same (pytorch/torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, foreach_reduce with an
+    all_reduce_group; Zhao et al. 2023, arXiv 2304.11277).
 
     Raises InputError: experts over more ranks than a stage has, or over a number that does not divide them.
     """
@@ -76,12 +82,20 @@ def groups(sharding: Sharding, data: int, pipeline: int, domain: int) -> Groups:
             f"parallel.expert: {sharding.expert} x expert_tensor {sharding.expert_tensor} must divide the {stage} "
             "devices of a pipeline stage"
         )
+    same = context * data
+    inside = same if shard_within is None else min(same, shard_within // tensor)
+    if shard_within is not None and (inside < 2 or same % inside):
+        raise InputError(
+            f"parallel.hybrid_shard: of the {same} ranks that hold the same parameters {inside} are in one node; a "
+            "node shards over two or more, as many in each; leave it out"
+        )
     made: Mapping[str, Group] = {
         "tensor": group(tensor, 1, domain, devices),
         "context": group(context, tensor, domain, devices),
         "expert": group(sharding.expert, sharding.expert_tensor, domain, devices),
         "expert_tensor": group(sharding.expert_tensor, 1, domain, devices),
-        "data": group(context * data, tensor, domain, devices),
+        "data": group(inside, tensor, domain, devices),
+        "replicate": group(same // inside, tensor * inside, domain, devices),
         "expert_data": group(stage // experts, experts, domain, devices),
         "pipeline": group(pipeline, stage, domain, devices),
     }

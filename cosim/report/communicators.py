@@ -36,7 +36,9 @@ class Communicators:
         )
         sharding = Sharding(tensor, context=context, expert=expert, expert_tensor=expert_tensor)
         data = stage_ranks // (tensor * context)
-        return cls(groups(sharding, data, stages, stage_ranks), stages, stage_ranks)
+        node = int(words.looked_up(spec, "system.nvlink_domain") or words.looked_up(spec, "system.devices_per_node", 8))
+        within = node if words.looked_up(spec, "parallel.hybrid_shard") else None
+        return cls(groups(sharding, data, stages, stage_ranks, within), stages, stage_ranks)
 
     @property
     def ranks(self) -> range:

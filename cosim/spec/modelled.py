@@ -15,7 +15,6 @@ _NONE = (None,)
 MODELLED: Mapping[str, tuple[object, ...]] = {
     "workload.task": ("pretrain",),
     "system.anchor": _NONE,
-    "parallel.hybrid_shard": (False,),
     "training.framework": (
         *("pytorch", "composer", "torchtitan", "megatron-lm", "megatron-core", "megatron-deepspeed", "nemo"),
         *("maxtext", "tensorflow", "paddle"),

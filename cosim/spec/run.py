@@ -134,6 +134,14 @@ class RunSpec(Section):
         return self.workload.global_batch // (self.workload.micro_batch * self.data_parallel)
 
     @property
+    def shard_within(self) -> int | None:
+        """With hybrid sharding, the devices of a node, in which parameters are sharded: those on one fast fabric where
+        that is said.
+        """
+        system = self.system
+        return (system.nvlink_domain or system.devices_per_node) if self.parallel.hybrid_shard else None
+
+    @property
     def nodes(self) -> int:
         """Hosts; each has `devices_per_node` devices, of which a run smaller than a node uses some."""
         return -(-self.system.devices // self.system.devices_per_node)
@@ -248,11 +256,16 @@ def _check_domain(spec: RunSpec) -> None:
 
 
 def _check_reliability(spec: RunSpec) -> None:
-    """A slow device is of a rank that there is, and failures are of a whole run; raises InputError."""
+    """What is sharded is replicated, a slow device is of a rank that there is, failures are of a whole run."""
     slow, stages = spec.system.variation.slow_device, spec.parallel.pipeline
     if slow is not None and slow.pipeline_rank >= stages:
         raise InputError(
             f"system.variation.slow_device.pipeline_rank: {slow.pipeline_rank} must be below parallel.pipeline {stages}"
+        )
+    parallel = spec.parallel
+    if parallel.hybrid_shard and (parallel.zero == 0 or parallel.expert * parallel.expert_tensor > 1):
+        raise InputError(
+            "parallel.hybrid_shard: is of parallel.zero 1 to 3 without experts that are divided; leave it out"
         )
     if spec.system.failures is not None and spec.workload.tokens is None:
         raise InputError("system.failures: says what a whole run loses; give workload.tokens, or leave it out")

@@ -235,7 +235,7 @@ class ParallelSpec(Section):
             description="What data parallelism shards: 1 optimizer, 2 and gradients, 3 and parameters (FSDP)",
         ),
     ] = None
-    hybrid_shard: Annotated[bool, Field(description="Shard within a node, replicate across")] = False
+    hybrid_shard: Annotated[bool, Field(description="Shard within a node (nvlink_domain), replicate across")] = False
     sequence: Annotated[
         bool | None, Field(description="Sequence parallelism between tensor-parallel regions; default: framework's")
     ] = None

@@ -101,7 +101,7 @@ def test_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> N
         (["simulate", "run.yaml", "--set", "training.precison=bf16"], "did you mean 'precision'?"),
         (["simulate", "run.yaml", "--set", "system.network.inter_node=400 GHz"], "is not a unit of bandwidth"),
         (["simulate", "run.yaml", "--set", "system.devices=0"], "at least 1"),
-        (["simulate", "run.yaml", "--set", "parallel.hybrid_shard=true"], "parallel.hybrid_shard: true is not modelled yet"),
+        (["simulate", "run.yaml", "--set", "workload.task=sft"], "workload.task: sft is not modelled yet"),
         (["simulate", "run.yaml", "--json", "no/such/folder/x.json"], "cannot be written: No such file"),
         (["simulate", "run.yaml", "--html", "."], "is a directory"),
         (["simulate", "run.yaml", "--json", "run.yaml"], "is the same file as"),

@@ -91,8 +91,8 @@ RUN_FILES: dict[str, tuple[str | bytes, str]] = {
         "'bf17' is not allowed; did you mean 'bf16'? allowed:",
     ),
     "not modelled yet": (
-        RUN + "parallel: {hybrid_shard: true}\n",
-        "parallel.hybrid_shard: true is not modelled yet; modelled today: false",
+        run("  seq_len: 64", "  seq_len: 64\n  task: sft"),
+        "workload.task: sft is not modelled yet; modelled today: pretrain",
     ),
     "a stage too many": (RUN + "parallel: {zero: 4}\n", "parallel.zero: 4 must be at most 3"),
     "recompute of no block": (RUN + "training: {recompute: {every: 0}}\n", "recompute.every: 0 must be at least 1"),

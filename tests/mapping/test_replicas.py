@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from cosim.mapping.jitter import Jitter, expected_maximum
+from cosim.memory import check_periodic
 from cosim.played import STRAGGLERS, Played
 from cosim.result import Result
 from cosim.simulate import _played, simulate
 from cosim.spec import RunSpec
-from cosim.summary import summarize
+from cosim.summary import _resident, summarize
 from hwmodels.units import InputError
 
 MODEL = {"family": "llama", "layers": 4, "hidden": 1024, "heads": 16, "ffn": 2816, "vocab": 8192}
@@ -158,3 +159,41 @@ def _total(result: Result) -> float:
     times = result.time_breakdown_s
     parts = sum(times["compute"].values()) + sum(times["exposed_communication"].values())
     return parts + times["bubble"] + times["host"] + times["optimizer"]
+
+
+def test_hybrid_sharding_sends_over_the_network_what_a_node_has_reduced() -> None:
+    """Per rank and step of P bytes over n nodes of 8: gathers and reduce-scatters of P inside the node, all-reduces of
+    P / 8 across (arXiv 2304.11277, section 3.2.2); every rank holds 1/8 of all states, not 1/16.
+    """
+    base = ("parallel.zero=3", "system.devices=16", "workload.global_batch=32")
+    whole, both = _step(*base), _step(*base, "parallel.hybrid_shard=true")
+    plan = both.stages[0].plan
+    assert (plan.group.size, plan.group.per_node) == (8, 8)
+    assert plan.replicas is not None
+    assert (plan.replicas.size, plan.replicas.per_node, plan.replicas.stride) == (2, 1, 8)
+    sent: dict[tuple[str, str], float] = {}
+    for label in both.program.label.tolist():
+        for one in both.program.labels[label].sent:
+            sent[one.kind, one.group] = sent.get((one.kind, one.group), 0.0) + one.bytes
+    assert sent["all_reduce", "replicate"] == pytest.approx(sent["reduce_scatter", "data"] / 8)
+    for category, size in whole.stages[0].plan.resident_bytes().items():
+        if size:
+            assert plan.resident_bytes()[category] == pytest.approx(2 * size, rel=0.05)
+    unfolded = _step(*base, "parallel.hybrid_shard=true", unfold=True)
+    assert np.array_equal(unfolded.timeline.end_ps, np.tile(both.timeline.end_ps, 16))
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_hybrid_sharding_pays_on_a_slow_network(zero: int) -> None:
+    base = (f"parallel.zero={zero}", "system.devices=16", "system.network.inter_node=10 Gb/s")
+    whole, both = _step(*base), _step(*base, "parallel.hybrid_shard=true")
+    assert both.step_time_s < whole.step_time_s
+    for played in (whole, both):
+        check_periodic(played.program, played.timeline, 0, _resident(played, played.stages[0]))
+
+
+def test_hybrid_sharding_needs_two_ranks_in_a_node_and_something_to_shard() -> None:
+    with pytest.raises(InputError, match=r"parallel\.hybrid_shard: of the 2 ranks .* 1 are in one node"):
+        _step("parallel.zero=3", "parallel.tensor=8", "parallel.hybrid_shard=true")
+    with pytest.raises(InputError, match=r"parallel\.hybrid_shard: is of parallel\.zero 1 to 3"):
+        _spec(("parallel.zero=0", "parallel.hybrid_shard=true"))

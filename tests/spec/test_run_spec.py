@@ -173,7 +173,6 @@ NOT_MODELLED = {
     "training.optimizer=rmsprop": "adamw, adam, sgd, lion, lamb, adafactor, muon",
     "training.techniques=[lora]": "[]",
     "training.techniques=[{lora: {rank: 8}}]": "[]",
-    "parallel.hybrid_shard=true": "false",
     "workload.task=sft": "pretrain",
     "system.anchor=measured.json": "leaving it out",
 }
