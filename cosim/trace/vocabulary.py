@@ -280,16 +280,19 @@ def kind_flops(graph: OpGraph, kind: OpKind, halve_causal: bool = True) -> float
 
 def convolution_products(graph: OpGraph, kind: OpKind) -> list[tuple[int, int, int]]:
     """(m, n, k) of the products that a convolution is: output positions x output channels x kernel elements per output
-    channel; its backward has one for the input's gradient, where that is made, and one for the weight's.
+    channel; its backward has one for the input's gradient, where that is made, and one for the weight's. A transposed
+    one is the same with input and output exchanged, and so are its forward and the input's gradient.
     """
-    backward = kind.target.endswith("_backward")
-    out = graph.shapes[kind.inputs[0] if backward else kind.outputs[0]]
+    backward, transposed = kind.target.endswith("_backward"), bool(kind.attribute("transposed", False))
+    of_output, of_input = (kind.inputs[0], kind.inputs[1]) if backward else (kind.outputs[0], kind.inputs[0])
+    out = graph.shapes[of_input if transposed else of_output]
     weight = graph.shapes[kind.inputs[2 if backward else 1]]
     rows, channels, taps = out[0] * math.prod(out[2:]), out[1], math.prod(weight[1:])
+    gathers, spreads = (rows, channels, taps), (rows, taps, channels)
     if not backward:
-        return [(rows, channels, taps)]
+        return [spreads if transposed else gathers]
     made = sum(1 for spec in kind.outputs if len(graph.shapes[spec]) > 1)
-    return [(rows, taps, channels), (channels, taps, rows)][2 - made :]
+    return [gathers if transposed else spreads, (channels, taps, rows)][2 - made :]
 
 
 def flops(graph: OpGraph, halve_causal: bool = True) -> list[float]:

@@ -87,6 +87,74 @@ def test_experts_in_one_grouped_product_cost_what_their_tokens_cost() -> None:
     assert sum(flops(graph)) == pytest.approx(3 * 2 * tokens * inner * columns, rel=0.05)
 
 
+class Convolving(nn.Module):
+    """Tokens through one convolution: whole, or as one for each group of channels, which computes the same."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(100, 32)
+        self.convolution = convolution
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.convolution(self.embedding(tokens).transpose(1, 2))
+        return x.square().mean()  # type: ignore[no-any-return]
+
+
+class Apart(nn.Module):
+    """The groups of a convolution as convolutions."""
+
+    def __init__(self, whole: nn.Conv1d) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        groups, (padding,) = self.whole.groups, self.whole.padding
+        pairs = zip(x.chunk(groups, 1), self.whole.weight.chunk(groups), strict=True)
+        return torch.cat([nn.functional.conv1d(part, weight, padding=padding) for part, weight in pairs], 1)
+
+
+def of_pytorch(module: nn.Module) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The counter's FLOP of forward and backward, the result and the weight's gradient."""
+    tokens = torch.arange(6 * 40).reshape(6, 40) % 100
+    with FlopCounterMode(display=False) as counter:
+        result = module(tokens)
+        result.backward()
+    return float(counter.get_total_flops()), result, next(module.convolution.parameters()).grad  # type: ignore[union-attr, return-value]
+
+
+@pytest.mark.parametrize("groups", [2, 8, 32])
+def test_groups_of_a_convolution_are_as_many_convolutions(groups: int) -> None:
+    """Each multiplication of forward is one of each gradient. PyTorch's counter agrees where the groups are taken
+    apart; of a grouped one it counts the weight's gradient between all channels (flop_counter.conv_backward_flop).
+    """
+
+    def convolution() -> nn.Conv1d:
+        return nn.Conv1d(32, 64, 3, padding=1, groups=groups, bias=False)
+
+    whole = convolution()
+    together = Convolving(whole)
+    counted_whole, result, gradient = of_pytorch(together)
+    apart = Convolving(Apart(whole))
+    apart.embedding = together.embedding
+    whole.weight.grad = None
+    counted_apart, again, gradient_again = of_pytorch(apart)
+    torch.testing.assert_close(result, again)
+    torch.testing.assert_close(gradient, gradient_again)
+    forward = 2 * 6 * 40 * 64 * 3 * 32 // groups
+    graph = trace(lambda: Convolving(convolution()), TraceOptions(batch=6, sequence=40))
+    assert sum(flops(graph)) == counted_apart == 3 * forward
+    assert counted_whole == (2 + groups) * forward
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_a_transposed_convolution_multiplies_each_input_with_each_weight(stride: int) -> None:
+    def module() -> nn.Module:
+        return Convolving(nn.ConvTranspose1d(32, 48, 5, stride=stride))
+
+    graph = trace(module, TraceOptions(batch=6, sequence=40))
+    assert sum(flops(graph)) == of_pytorch(module())[0] == 3 * 2 * 6 * 40 * 32 * 48 * 5
+
+
 def test_the_loss_does_not_read_the_log_probabilities_of_other_words(gpt: ModelConfig) -> None:
     graph = trace(gpt, TraceOptions(batch=2, sequence=64))
     tokens, row = 2 * 64, gpt.vocab * 4
