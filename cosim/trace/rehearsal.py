@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from cosim.trace.options import TraceOptions
-from cosim.trace.replacements import cuda_operators
-from cosim.trace.run import autocast, build, default_format, explained, inputs_of, loss_of
+from cosim.trace.run import autocast, build, default_format, explained, inputs_of, loss_of, operators_of
 from cosim.trace.step import DataDependentError, Source
 from cosim.trace.values import Noting, OneByOne, Read, Sizes, Values
 from hwmodels.units import InputError
@@ -58,7 +57,7 @@ def _noted(model: Source, options: TraceOptions, sizes: Sizes, earlier: tuple[Re
     with (
         torch.random.fork_rng(devices=()),
         default_format(options),
-        cuda_operators(options.rms_norm_fused),
+        operators_of(options),
         OneByOne(),
         noting,
     ):

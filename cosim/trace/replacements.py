@@ -3,10 +3,12 @@
 PyTorch decomposes some operators by device before they reach the recorder: attention with dropout becomes matrix
 products on a CPU, dropout four operators, RMSNorm eight. While `cuda_operators` is open those take their one-kernel
 form, for fake tensors and for everything else on this process's CPU, so it is open only while a step is recorded.
+`torch.autocast("cuda")`, of the recipe or in a module's own code, is then the CPU's with CUDA's lists.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +20,11 @@ from workloads import operators
 
 
 @contextmanager
-def cuda_operators(rms_norm_fused: bool = True) -> Iterator[None]:
-    """While open: attention, dropout, RMS norm and softmax in another format are one operator each.
+def cuda_operators(rms_norm_fused: bool = True, norms_in_fp32: bool = True) -> Iterator[None]:
+    """While open: attention, dropout, RMS norm and softmax in another format are one operator each; autocast is CUDA's.
 
-    RMS norm is elementary operators where it is not `rms_norm_fused`.
+    RMS norm is elementary operators where it is not `rms_norm_fused`. Norms under autocast read and write fp32;
+    `norms_in_fp32=False` is for programs whose norms cast to autocast's format themselves.
     """
     with (
         torch.library._scoped_library("aten", "IMPL") as library,
@@ -37,7 +40,9 @@ def cuda_operators(rms_norm_fused: bool = True) -> Iterator[None]:
             library.impl(f"{name}.int", _widening(kernel), "AutogradCPU")
         for name in ("_fused_sgd_", "_fused_adagrad_"):  # without these, fake tensors would become real ones
             library.impl(name, _nothing, "Meta")
-        yield
+        _cast_as_cuda(library, own, norms_in_fp32)
+        with _autocast_of_cuda():
+            yield
 
 
 def _nothing(*_args: Any, **_kwargs: Any) -> None:
@@ -53,29 +58,34 @@ _IN_FP32 = (
 _NORMS = ("layer_norm", "group_norm")
 
 
-@contextmanager
-def cuda_autocast(format: torch.dtype | None, norms_in_fp32: bool) -> Iterator[None]:
-    """Autocast to `format` as on a CUDA device (None: no autocast).
+def _cast_as_cuda(library: Any, own: Any, norms_in_fp32: bool) -> None:
+    """Registers what CUDA's autocast casts and the CPU's does not."""
+    for name in _IN_FP32:
+        wide = norms_in_fp32 or name not in _NORMS
+        library.impl(name, _casting(_overload(f"aten.{name}"), torch.float32 if wide else None), "AutocastCPU")
+    for name in ("softmax", "log_softmax"):
+        library.impl(f"{name}.int", _to_fp32(_overload(f"aten.{name}.int")), "AutocastCPU")
+    own.impl("attention", _in_autocast_format(torch.ops.cosim.attention.default), "AutocastCPU")
+    if not norms_in_fp32:
+        own.impl("rms_norm", _casting(torch.ops.cosim.rms_norm.default, None), "AutocastCPU")
 
-    Norms read and write fp32 there; `norms_in_fp32=False` is for programs whose norms cast to `format` themselves.
-    """
-    if format is None:
+
+@contextmanager
+def _autocast_of_cuda() -> Iterator[None]:
+    """While open, `torch.autocast("cuda")` is that of this process's tensors, in CUDA's default format."""
+    made = torch.autocast.__init__
+
+    @functools.wraps(made)
+    def make(self: Any, device_type: str, dtype: torch.dtype | None = None, *args: Any, **kwargs: Any) -> None:
+        if device_type == "cuda":
+            device_type, dtype = "cpu", torch.get_autocast_dtype("cuda") if dtype is None else dtype
+        made(self, device_type, dtype, *args, **kwargs)
+
+    torch.autocast.__init__ = make  # type: ignore[method-assign]
+    try:
         yield
-        return
-    with (
-        torch.library._scoped_library("aten", "IMPL") as library,
-        torch.library._scoped_library("cosim", "IMPL") as own,
-        torch.autocast("cpu", format),
-    ):
-        for name in _IN_FP32:
-            wide = norms_in_fp32 or name not in _NORMS
-            library.impl(name, _casting(_overload(f"aten.{name}"), torch.float32 if wide else format), "AutocastCPU")
-        for name in ("softmax", "log_softmax"):
-            library.impl(f"{name}.int", _to_fp32(_overload(f"aten.{name}.int")), "AutocastCPU")
-        own.impl("attention", _in_autocast_format(torch.ops.cosim.attention.default, format), "AutocastCPU")
-        if not norms_in_fp32:
-            own.impl("rms_norm", _casting(torch.ops.cosim.rms_norm.default, format), "AutocastCPU")
-        yield
+    finally:
+        torch.autocast.__init__ = made  # type: ignore[method-assign]
 
 
 def _overload(name: str) -> Any:
@@ -83,20 +93,22 @@ def _overload(name: str) -> Any:
     return getattr(getattr(torch.ops.aten, packet), overload)
 
 
-def _casting(operator: Any, dtype: torch.dtype) -> Any:
-    """The operator on its floating-point operands in `dtype`, itself outside autocast."""
+def _casting(operator: Any, dtype: torch.dtype | None) -> Any:
+    """The operator on its floating-point operands in `dtype` (None: autocast's), itself outside autocast."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        wanted = dtype or torch.get_autocast_dtype("cpu")
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            return operator(*(_cast(arg, dtype) for arg in args), **kwargs)
+            return operator(*(_cast(arg, wanted) for arg in args), **kwargs)
 
     return run
 
 
-def _in_autocast_format(attention: Any, dtype: torch.dtype) -> Any:
+def _in_autocast_format(attention: Any) -> Any:
     """Attention with q, k and v cast, as autocast's list has scaled_dot_product_attention."""
 
     def run(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype("cpu")
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             return attention(q.to(dtype), k.to(dtype), v.to(dtype), *args, **kwargs)
 
@@ -155,10 +167,13 @@ def _attention(
 
 
 def _widening(kernel: Any) -> Any:
-    """A softmax whose CUDA kernel reads 16-bit numbers and writes fp32 without a cast in between."""
+    """A softmax whose CUDA kernel reads 16-bit numbers and writes fp32 without a cast in between.
+
+    The CPU has no such kernel for tensors with memory.
+    """
 
     def run(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-        if dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16):
+        if dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16) and type(x) is not Tensor:
             return kernel(x, dim, True)
         return kernel(x if dtype is None else x.to(dtype), dim, False)
 

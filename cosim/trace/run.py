@@ -18,7 +18,7 @@ from cosim.trace.assemble import Roles, assemble
 from cosim.trace.optimizer import DTYPES, OptimizerStep
 from cosim.trace.options import TraceOptions
 from cosim.trace.recorder import Recorder
-from cosim.trace.replacements import cuda_autocast, cuda_operators
+from cosim.trace.replacements import cuda_operators
 from cosim.trace.sizes import SizeDecoder
 from cosim.trace.step import DataDependentError, Progress, Source, UnknownValueError, is_own_decoder, provenance_of
 from cosim.trace.values import Telling, Told, raised_at
@@ -38,7 +38,7 @@ def probing_limits(model: Source, options: TraceOptions, told: Told | None = Non
         dimensions = {size for size in fields if type(size) is int}
         dimensions |= {model.heads * model.head_dim, (model.heads + 2 * model.kv_heads) * model.head_dim}
         return dimensions, model.max_positions if model.pos_emb == "learned" else None
-    with _fake(options):
+    with _fake(options), operators_of(options):
         module = build(model, options, options.sequence, told)
         tensors = [*module.parameters(), *module.buffers()]
         config = getattr(module, "config", None)
@@ -59,7 +59,7 @@ def record(
     """
     batch, sequence = decoder.batch or options.batch, decoder.sequence or options.sequence
     recorder = Recorder(_counter(progress), told)
-    with _fake(options), cuda_operators(options.rms_norm_fused), _without_garbage_collection():
+    with _fake(options), operators_of(options), _without_garbage_collection():
         module = build(model, options, sequence, told)
         _check_formats(module, options)
         inputs, labels = inputs_of(module, batch, sequence)
@@ -117,8 +117,14 @@ def loss_of(module: nn.Module, options: TraceOptions) -> Callable[[Any, Tensor],
 
 
 def autocast(options: TraceOptions) -> AbstractContextManager[None]:
-    """The options' autocast, as a CUDA device has it."""
-    return cuda_autocast(DTYPES.get(str(options.autocast_format)), options.autocast_norms_in_fp32)
+    """The options' autocast, while `operators_of` them is open."""
+    format = DTYPES.get(str(options.autocast_format))
+    return nullcontext() if format is None else torch.autocast("cuda", format)
+
+
+def operators_of(options: TraceOptions) -> AbstractContextManager[None]:
+    """The operators of a CUDA device, norms as the options have them."""
+    return cuda_operators(options.rms_norm_fused, options.autocast_norms_in_fp32)
 
 
 def _counter(progress: Progress | None) -> Callable[[int], None] | None:
