@@ -356,8 +356,12 @@ def representatives(
         return tensor
 
     skipped: set[int] = set()
+    of_layer: dict[int, list[int]] = {}
+    inside = np.flatnonzero((op_layer >= 0) & (op_phase != Phase.OPTIMIZER))
+    for op, layer in zip(inside.tolist(), op_layer[inside].tolist(), strict=True):
+        of_layer.setdefault(layer, []).append(op)
     for layers in blocks:
-        ops = {layer: np.flatnonzero((op_layer == layer) & (op_phase != Phase.OPTIMIZER)).tolist() for layer in layers}
+        ops = {layer: of_layer.get(layer, []) for layer in layers}
         first = ops[layers[0]]
         for layer in layers[1:]:
             skipped.update(ops[layer])
