@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cosim import engine, stacks, trace
 from cosim.engine.program import Program
+from cosim.footprint import device_memory
 from cosim.graph import OpGraph
 from cosim.mapping.builder import LONGEST_S, too_long
 from cosim.mapping.collectives import with_collectives
@@ -25,7 +26,7 @@ from cosim.spec import RunSpec
 from cosim.spec.reliability import SlowDevice
 from cosim.spec.sections import EveryBlocks
 from cosim.stacks.stack import Stack
-from cosim.summary import device_memory, summarize
+from cosim.summary import summarize
 from cosim.techniques import optimizers, precision, recipes
 from cosim.techniques.fusion import HandFused, fuse, fuse_by_hand
 from cosim.techniques.gradient_buffer import buffer_gradients

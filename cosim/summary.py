@@ -6,17 +6,17 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosim.engine.program import PICOSECONDS_PER_S
+from cosim.footprint import DeviceMemory, device_memory_at, memory, resident
 from cosim.goodput import run_with_failures
-from cosim.graph import Category, OpGraph, OpKind, Phase
+from cosim.graph import OpGraph, OpKind, Phase
 from cosim.mapping.replicas import first_replica
-from cosim.memory import memory_over_time
+from cosim.notices import notices
 from cosim.parallel.communication import COLLECTIVE
 from cosim.played import Played, RankPart
 from cosim.result import Calibration, Detail, MemoryCurve, OpRow, Result, Roofline, TimeBreakdown, TracedStep
@@ -28,8 +28,6 @@ from hwmodels.units import format_quantity
 
 Floats = NDArray[np.float64]
 Remedy = Callable[[float], str]
-_SEGMENT_BYTES = 2 * 2**20
-_LINES_NAMED = 5  # of the model's code, in a warning
 _LIMITS = {
     "compute": "matrix units",
     "memory": "memory bandwidth",
@@ -43,10 +41,10 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
     """The result of a played step; `remedy` says what would make it fit, given the bytes that it needs."""
     spec, accelerator = played.spec, played.accelerator
     devices, step_s = spec.system.devices, played.step_time_s
-    worst, curve, resident = _memory(played)
+    worst, curve, resident = memory(played)
     capacity = accelerator.memory.hbm.capacity_bytes
     peak = {name: float(value) for name, value in resident.items()}
-    device = _device_memory(played, sum(peak.values()))
+    device = device_memory_at(played, sum(peak.values()))
     fits = device.total <= device.offered
     model_flops, hardware_flops = _flops(played)
     # against the nominal peak, whatever clock is sustained
@@ -83,7 +81,7 @@ def summarize(played: Played, remedy: Remedy | None = None) -> Result:
         extrapolated=_extrapolated(played),
         assumed=tuple(f"{played.stack.name}: {key}" for key in played.stack.assumed),
         unknown_ops=_unknown(played),
-        warnings=_warnings(played),
+        warnings=notices(played),
         spec=spec.echo(),
         detail=_detail(played, worst, curve, capacity),
     )
@@ -210,78 +208,6 @@ def _limited_by(played: Played, times: TimeBreakdown) -> str:
     return f"{name} ({seconds / total:.0%} of the step)" if total else "nothing"
 
 
-def _memory(played: Played) -> tuple[int, MemoryCurve, dict[str, float]]:
-    """The pipeline rank that holds most, its memory over time, and its peak by category."""
-    program, timeline = first_replica(played.program, played.timeline, played.replicas)
-    found = [
-        (rank, *memory_over_time(program, timeline, rank, _resident(played, part)))
-        for rank, part in enumerate(played.stages)
-    ]
-    return max(found, key=lambda one: sum(one[2].values()))
-
-
-def _resident(played: Played, rank: RankPart) -> dict[Category, float]:
-    """What is in a rank's memory during the whole step."""
-    graph, stack, plan = rank.graph, played.stack, rank.plan
-    resident: dict[Category, float] = dict(plan.resident_bytes())
-    inputs = (graph.storage_category == Category.INPUTS) & (graph.storage_alloc < 0)
-    resident[Category.INPUTS] = float(graph.storage_bytes[inputs].sum())
-    if plan.zero == 0 and plan.degree > 1:  # DDP's buckets, which stay from step to step
-        resident[Category.GRADIENTS] = float((plan.trainable + plan.unused) * plan.formats.reduce)
-    resident[Category.FRAMEWORK] = stack.blas_workspace_bytes.on(played.accelerator.architecture)
-    return resident
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceMemory:
-    """All that is on the device at the peak (bytes), beside what its driver offers.
-
-    `reserved` is the allocator's: the same in whole segments of 2 MiB (kLargeBuffer's granularity,
-    pytorch/c10/cuda/CUDACachingAllocator.cpp), which is the least; fragmentation is not modelled.
-    """
-
-    allocated: float
-    context: float
-    communicators: float
-    offered: float
-
-    @property
-    def reserved(self) -> float:
-        return math.ceil(self.allocated / _SEGMENT_BYTES) * _SEGMENT_BYTES
-
-    @property
-    def total(self) -> float:
-        return self.reserved + self.context + self.communicators
-
-    def bytes(self) -> dict[str, float]:
-        """By name, as a result has them."""
-        return {
-            "allocated": self.allocated,
-            "reserved": self.reserved,
-            "context": self.context,
-            "communicators": self.communicators,
-            "total": self.total,
-            "offered": self.offered,
-        }
-
-
-def device_memory(played: Played) -> DeviceMemory:
-    """What one device holds at the peak of the step."""
-    return _device_memory(played, float(sum(_memory(played)[2].values())))
-
-
-def _device_memory(played: Played, allocated: float) -> DeviceMemory:
-    stack, architecture = played.stack, played.accelerator.architecture
-    communicators = sum(group.size > 1 for group in played.groups.distinct)
-    capacity = float(played.accelerator.memory.hbm.capacity_bytes)
-    return DeviceMemory(
-        allocated=allocated,
-        context=float(stack.context_bytes.on(architecture)),
-        communicators=float(communicators * stack.communicator_bytes),
-        offered=max(0.0, capacity - stack.driver_bytes.on(architecture)),
-    )
-
-
 def _infeasible(peak: Mapping[str, float], device: DeviceMemory, remedy: Remedy | None) -> str:
     total, capacity = device.total, device.offered
     need = f"needs {format_quantity(total, 'data')} of {format_quantity(capacity, 'data')}"
@@ -290,57 +216,6 @@ def _infeasible(peak: Mapping[str, float], device: DeviceMemory, remedy: Remedy 
     largest = "activations and temporaries" if passing >= state else "weights, gradients and optimizer states"
     said = f"{need}, {format_quantity(total - capacity, 'data')} too much; most of it is {largest}"
     return said if remedy is None else f"{said}; {remedy(total)}"
-
-
-def _warnings(played: Played) -> tuple[str, ...]:
-    return (
-        *_unsettled_clock(played),
-        *_assumed_branches(played.whole),
-        *_idle_recomputation(played),
-        *_idle_precision(played),
-    )
-
-
-def _assumed_branches(graph: OpGraph) -> tuple[str, ...]:
-    """That the model's control flow is one of several: see `cosim.trace.values`."""
-    found = graph.provenance.get("assumed_values", ())
-    if not found:
-        return ()
-    lines = ", ".join(found[:_LINES_NAMED]) + (f" and {len(found) - _LINES_NAMED} more" if found[_LINES_NAMED:] else "")
-    return (
-        f"workload.model: its control flow depends on the values of its tensors; assumed is what it reads of small "
-        f"random ones: {lines}",
-    )
-
-
-def _idle_recomputation(played: Played) -> tuple[str, ...]:
-    training, graph = played.spec.training, played.whole
-    if training.recompute == "none" or (graph.op_phase == Phase.RECOMPUTE).any():
-        return ()
-    why = "the attention kernel keeps no scores" if training.recompute == "selective" else "the model has no blocks"
-    name = training.recompute if isinstance(training.recompute, str) else "every"
-    return (f"training.recompute: {name} recomputes nothing: {why}",)
-
-
-def _idle_precision(played: Played) -> tuple[str, ...]:
-    recipe = played.formats.recipe
-    if recipe is None or any(kind.op_class == "quantize" for kind in played.whole.kinds):
-        return ()
-    return (
-        f"training.precision: {recipe.precision} quantizes nothing: the model has no repeated blocks with weights of "
-        f"sizes that are multiples of {recipe.multiple}",
-    )
-
-
-def _unsettled_clock(played: Played) -> tuple[str, ...]:
-    """A clock that the power limit did not let settle in the rounds that were played."""
-    if played.clock_is_sustained:
-        return ()
-    used, left = (format_quantity(hz, "frequency") for hz in (played.accelerator.clock_hz, played.sustained_clock_hz))
-    return (
-        f"clock: it has not settled after {played.clock_rounds} rounds: the step was played at {used}, whose power "
-        f"leaves {left}",
-    )
 
 
 def _run(played: Played, step_s: float, energy: float, cost: float | None) -> dict[str, float] | None:
@@ -430,7 +305,7 @@ def _detail(played: Played, worst: int, curve: MemoryCurve, capacity: float) -> 
         TracedStep(
             graph=rank.graph,
             prices=rank.prices,
-            resident_bytes=_resident(played, rank),
+            resident_bytes=resident(played, rank),
             allocation_unit_bytes=played.stack.allocation_unit_bytes,
             optimizer_shards=rank.plan.optimizer_shards,
         )

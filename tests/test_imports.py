@@ -28,6 +28,7 @@ ROOMS = (
     ("cosim.cost",),
     ("cosim.engine",),
     ("cosim.memory", "cosim.result", "cosim.played"),
+    ("cosim.footprint", "cosim.notices"),
     ("cosim.summary", "cosim.remedies", "cosim.replicas"),
     ("cosim.simulate",),
     (

@@ -150,7 +150,10 @@ ACCELERATOR_FILES: dict[str, tuple[str, str]] = {
     ),
     "no power": (chip("limit: 250 W", "limit: 0 W"), "power.limit: '0 W' must be finite and positive"),
     "more than all": (chip("calibration: {}", "calibration: {gemm: {efficiency: 1.5}}"), "1.5 must be between 0 and 1"),
-    "its own base": ("name: loop\nbase: chip.yaml\n", "base: files build on each other in a circle: chip.yaml -> chip.yaml"),
+    "its own base": (
+        "name: loop\nbase: chip.yaml\n",
+        "base: files build on each other in a circle: chip.yaml -> chip.yaml",
+    ),
     "an unknown base": ("name: mine\nbase: h100\nset: {}\n", "base: no accelerator is called 'h100'; did you mean"),
 }
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from cosim.engine.program import PICOSECONDS_PER_S
+from cosim.footprint import resident
 from cosim.memory import check_periodic
 from cosim.parallel.schedules import Pass, build, needs
 from cosim.played import Played
 from cosim.simulate import _played
 from cosim.spec import RunSpec
-from cosim.summary import _resident, summarize
+from cosim.summary import summarize
 
 MODEL = {"family": "gpt", "layers": 8, "hidden": 1024, "heads": 16, "ffn": 4096, "vocab": 4096}
 SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved-1f1b": 2, "zb-h1": 1, "zb-h2": 1, "zb-v": 2, "dualpipe-v": 2}
@@ -90,7 +91,7 @@ def test_memory_ends_a_step_as_it_began_and_time_adds_up(schedule: str) -> None:
     for parallel in ({}, {"zero": 1}, {"zero": 3}):
         played = _step(devices=8, pipeline=4, schedule=schedule, virtual_stages=SCHEDULES[schedule], **parallel)
         for device, rank in enumerate(played.ranks):
-            check_periodic(played.program, played.timeline, device, _resident(played, rank))
+            check_periodic(played.program, played.timeline, device, resident(played, rank))
         times = summarize(played).time_breakdown_s
         total = sum(times["compute"].values()) + sum(times["exposed_communication"].values())
         assert total + times["bubble"] + times["host"] + times["optimizer"] == pytest.approx(played.step_time_s)

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cosim.footprint import resident
 from cosim.mapping.jitter import Jitter, expected_maximum
 from cosim.memory import check_periodic
 from cosim.played import STRAGGLERS, Played
 from cosim.result import Result
 from cosim.simulate import _played, simulate
 from cosim.spec import RunSpec
-from cosim.summary import _resident, summarize
+from cosim.summary import summarize
 from hwmodels.units import InputError
 
 MODEL = {"family": "llama", "layers": 4, "hidden": 1024, "heads": 16, "ffn": 2816, "vocab": 8192}
@@ -189,7 +190,7 @@ def test_hybrid_sharding_pays_on_a_slow_network(zero: int) -> None:
     whole, both = _step(*base), _step(*base, "parallel.hybrid_shard=true")
     assert both.step_time_s < whole.step_time_s
     for played in (whole, both):
-        check_periodic(played.program, played.timeline, 0, _resident(played, played.stages[0]))
+        check_periodic(played.program, played.timeline, 0, resident(played, played.stages[0]))
 
 
 def test_hybrid_sharding_needs_two_ranks_in_a_node_and_something_to_shard() -> None:
