@@ -35,6 +35,10 @@ IMPLEMENTATIONS = {
     "standard": "unfused",
 }
 UNFUSED = "unfused"
+# A pointwise kernel over tensors that are not laid out alike divides each element's number by the length of every
+# dimension: a high product, sum, shift, remainder, test and branch, and per tensor a multiply-add
+# (aten/src/ATen/cuda/detail/OffsetCalculator.cuh, IntegerDivider.cuh: counted).
+_PER_DIMENSION = 6
 # Columns: what each family of ops reads, and what says where a row came from or what was measured.
 _READS = {
     "gemm": ("dtype", "output_dtype", "b", "m", "n", "k", "layout", "sparsity"),
@@ -136,36 +140,50 @@ def _attention(row: Mapping[str, Any], algorithm: str, phase: Phase) -> Attentio
 def _unfused(work: Attention) -> list[Kernel]:
     """Attention as PyTorch's operators run it: products of all scores, whatever is masked, and passes over the scores.
 
-    Forward: queries and keys are copied apart, scores, the mask added, softmax, the product with the values, whose copy
-    comes first. Backward: dP and dV, softmax, dQ and dK (attention_pytorch in benchmarks/benchmark_flash_attention.py
-    of github.com/Dao-AILab/flash-attention, which drew the published charts).
+    The kernels of attention_pytorch in benchmarks/benchmark_flash_attention.py of github.com/Dao-AILab/flash-attention,
+    which drew the published charts. Forward: queries and values are copied apart by head, keys transposed; a mask is
+    made anew (filled and cut in fp32, then cast) and added, read again for every head. Backward: dP and dV, softmax, dQ
+    and dK, both times the scale, and the three gradients copied back into one tensor. A dropout of 0, a beta of 0 and
+    casts to the same format start no kernel.
     """
-    batch, element, out = work.batch * work.heads, bytes_of(work.format), work.format
-    scores = float(batch) * work.seq_q * work.seq_k
-    width = float(batch) * work.seq_k * work.head_dim
+    rows, batch, out = float(work.batch * work.heads * work.seq_q), work.batch * work.heads, work.format
+    scores, square = rows * work.seq_k, float(work.seq_q) * work.seq_k
+    queries, keys = rows * work.head_dim, float(batch) * work.seq_k * work.head_dim
+    values, element = float(batch) * work.seq_k * work.value_dim, bytes_of(out)
 
     def product(m: int, n: int, k: int) -> Gemm:
         return Gemm(m, n, k, batch, out, out)
 
-    def scan(reads: float, writes: float, elements: float, ops: float, special: float = 0.0, row: bool = False) -> Pass:
-        kind: Literal["row", "stream"] = "row" if row else "stream"
-        size = element * elements
-        return Pass(reads * size, writes * size, ops * elements, special * elements, out, kind)
+    def strided(elements: float, inputs: int, dimensions: int, kind: Literal["stream", "transpose"] = "stream") -> Pass:
+        ops = inputs - 1 + dimensions * (_PER_DIMENSION + inputs + 1)
+        return Pass(inputs * element * elements, element * elements, ops * elements, 0.0, out, kind)
 
+    copies = [strided(queries, 1, 4), strided(keys, 1, 4, "transpose"), strided(values, 1, 4)]
+    softmax, short = ELEMENT_WORK["softmax"], work.seq_k <= ELEMENT_WORK["softmax"].registers
+    size, row = element * scores, element * work.seq_k
     if work.phase == "forward":
-        mask = [scan(1, 1, scores, 1)] if work.causal else []
-        copies = [scan(1, 1, width, 0)] * 3
-        first = product(work.seq_q, work.seq_k, work.head_dim)
+        full = 4.0 * square  # fp32
+        mask = [Pass(0.0, full), Pass(full, full, square), Pass(full, element * square), strided(scores, 2, 2)]
+        sweeps = 1.0 if short else softmax.sweeps
+        ops, special = softmax.vector_ops * scores, softmax.special_ops * scores
         return [
-            *copies,
-            first,
-            *mask,
-            scan(1, 1, scores, 4, 1, row=True),
+            *copies[:2],
+            product(work.seq_q, work.seq_k, work.head_dim),
+            *(mask if work.causal else []),
+            Pass(size, size, ops, special, out, "row", row, sweeps),
+            copies[2],
             product(work.seq_q, work.value_dim, work.seq_k),
         ]
-    gradients = [product(work.seq_q, work.seq_k, work.value_dim), product(work.seq_k, work.value_dim, work.seq_q)]
-    gradients += [product(work.seq_q, work.head_dim, work.seq_k), product(work.seq_k, work.head_dim, work.seq_q)]
-    return [*gradients, scan(2, 1, scores, 4, row=True), *[scan(1, 1, width, 0)] * 3]
+    scaled = [Pass(element * width, element * width, width, 0.0, out) for width in (queries, keys)]
+    return [
+        product(work.seq_q, work.seq_k, work.value_dim),
+        product(work.seq_k, work.value_dim, work.seq_q),
+        Pass(2.0 * size, size, 4.0 * scores, 0.0, out, "row", row, 1.0 if short else 2.0),
+        product(work.seq_q, work.head_dim, work.seq_k),
+        product(work.seq_k, work.head_dim, work.seq_q),
+        *scaled,
+        *copies,
+    ]
 
 
 def _pass(row: Mapping[str, Any], kind: str) -> Pass:
