@@ -298,7 +298,7 @@ def test_what_a_users_module_prints_is_no_result(tmp_path: Path) -> None:
         (["workload", "show", "llama3-8b"], "kv_heads: 8"),
         (["schema"], '"$defs"'),
         (["validate", "show", "mosaicml-0027"], "framework: composer"),
-        (["validate", "published", "--group", "llama-fp8-lora"], "not modelled yet (workload.task: lora)"),
+        (["validate", "published", "--group", "llama-fp8-sft"], "not modelled yet (workload.task: sft)"),
     ],
 )
 def test_commands_that_only_print(tmp_path: Path, arguments: list[str], shown: str) -> None:
