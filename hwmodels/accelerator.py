@@ -298,11 +298,20 @@ def build(root: Section, written: catalog.Written) -> "Accelerator":
         calibrated_on=written.calibrated_on(),
         peaks=_peaks(root.section("peaks")),
         calibration_status="calibrated" if any(section.keys() for section in fitted) else "defaults",
-        silicon=root.part(lambda: Silicon.read(area, process, matrix.cores if matrix else 1)),
+        silicon=root.part(
+            lambda: Silicon.read(area, process, matrix.cores if matrix else 1, partial(_base_mm2, written))
+        ),
     )
     for section in (memory, price, area, calibration, root):
         section.close()
     return accelerator
+
+
+def _base_mm2(written: catalog.Written) -> float:
+    """What the parts of the chip are estimated to occupy that `written` varies; 0 where there is no estimate."""
+    origin = written.origin
+    found = build(Section(origin.data, origin.label), origin).area if origin else None
+    return found.total_mm2 if found else 0.0
 
 
 def _matrix(root: Section, section: Section, clock_hz: float, fitted: Section) -> MatrixUnit:

@@ -12,6 +12,7 @@ hardly shrink. Sources by short name:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,19 +71,24 @@ _TEST_AND_ASSEMBLY = 0.25  # of the rest; cost-bridge: H100 0.38, MI300X 0.13
 @dataclass(frozen=True, slots=True)
 class Silicon:
     """What a chip is made as: its process, cores that are made (more than are sold), and where they are published the
-    area of one die and the number of dies (0: not given).
+    area of one die and the number of dies (0: not given). A die that was published of another chip, which this one
+    varies, is scaled by the estimates of both; `base_mm2` is the other's (0: the die is this chip's own).
     """
 
     process: Process
     cores_made: int
     die_mm2: float = 0.0
     dies: int = 0
+    base_mm2: float = 0.0
 
     @classmethod
-    def read(cls, section: Section, process: Process | None, cores: int) -> "Silicon | None":
+    def read(
+        cls, section: Section, process: Process | None, cores: int, base_mm2: Callable[[], float]
+    ) -> "Silicon | None":
         """From `area` of an accelerator file, of `cores` cores that are sold; None where it names no process.
 
-        A variation that changes the silicon of its base is another die: the published one is left aside.
+        A variation that changes the silicon of its base has another die than the published one; `base_mm2` answers what
+        the base's parts are estimated to occupy (0: it has no estimate, and the published die is left aside).
         """
         usual = math.ceil(cores * _SPARE_CORES) if cores > 8 else cores
         made, die, dies = (
@@ -91,10 +97,12 @@ class Silicon:
             section.integer("dies", 0, low=0),
         )
         users = {entry.path for entry in section.log if entry.kind == "user"}
-        if any(path.startswith(_ON_THE_DIE) for path in users) and "area.die" not in users:
-            die = 0.0
+        other = 0.0
+        if die and process and any(path.startswith(_ON_THE_DIE) for path in users) and "area.die" not in users:
+            other = base_mm2()
+            die = die if other else 0.0
         section.close()
-        return cls(process, max(made, cores), die, dies) if process else None
+        return cls(process, max(made, cores), die, dies, other) if process else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,9 @@ class Area:
 
 
 def area_of(chip: "Accelerator", silicon: Silicon) -> Area:
-    """The area and the cost of `chip`. Parts are estimated; a published die replaces their sum in the cost."""
+    """The area and the cost of `chip`. Parts are estimated; a published die, scaled where the chip varies the one that
+    it is published of, replaces their sum in the cost.
+    """
     process = silicon.process
     cores = _cores_mm2(chip, process) * silicon.cores_made / chip.cores
     parts = {
@@ -134,8 +144,10 @@ def area_of(chip: "Accelerator", silicon: Silicon) -> Area:
     }
     parts["other"] = _OTHER / (1.0 - _OTHER) * sum(parts.values())
     total = sum(parts.values())
-    dies = silicon.dies or max(1, math.ceil((silicon.die_mm2 or total) / RETICLE_MM2))
-    die = silicon.die_mm2 or total / dies
+    changed = total / silicon.base_mm2 if silicon.base_mm2 else 1.0
+    made_mm2 = silicon.die_mm2 * changed * (silicon.dies or 1) or total
+    dies = max(silicon.dies, math.ceil(made_mm2 / RETICLE_MM2) if changed != 1.0 or not silicon.dies else 1, 1)
+    die = made_mm2 / dies
     share = cores / total
     good = die_yield(die, process.defects_per_mm2, share, silicon.cores_made // dies, chip.cores // dies)
     dies_usd = dies * process.wafer_usd / (dies_per_wafer(die) * good)

@@ -43,12 +43,14 @@ def _document(path: Path, _version: tuple[int, int], label: str) -> object:
 @dataclass(frozen=True, slots=True)
 class Written:
     """An accelerator as it is written: its plain `data` with every `base` resolved, the `label` that errors call it,
-    and the `bases` that it builds on, nearest first, each with the paths that were set on top of it.
+    and the `bases` that it builds on, nearest first, each with the paths that were set on top of it; `origin` is the
+    nearest whose values all have sources (None: itself).
     """
 
     data: dict[str, Any]
     label: str
     bases: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    origin: "Written | None" = None
 
     def calibrated_on(self) -> tuple[str, tuple[str, ...]] | None:
         """The base whose fitted constants this one has, and what was changed since of the parts that they were fitted
@@ -149,7 +151,8 @@ def _variation(data: Mapping[str, Any], where: str, above: tuple[str, ...]) -> W
     result |= {key: data[key] for key in ("title", "architecture") if key in data}
     if "sources" in data:
         result["sources"] = {**_named(result.get("sources")), **_named(data["sources"])}
-    return Written(result, where, ((base_name, tuple(map(str, changes))), *base.bases))
+    origin = (base.origin or base) if provenance[0] == "user" else base.origin
+    return Written(result, where, ((base_name, tuple(map(str, changes))), *base.bases), origin)
 
 
 def _named(sources: Any) -> dict[Any, Any]:

@@ -107,14 +107,28 @@ def test_a_chip_beyond_the_reticle_is_several_dies_and_a_published_die_prices_th
     assert made("a100-sxm-80gb", cores_made=100).parts_mm2 == made("a100-sxm-80gb", cores_made=108).parts_mm2
 
 
-def test_a_variation_with_other_cores_is_another_die_than_the_published_one() -> None:
+def test_a_variation_with_other_cores_scales_the_published_die_by_what_is_estimated_of_both() -> None:
     changes: list[dict[str, object]] = [{}, {"matrix.cores": 120}, {"memory.hbm.bandwidth": "1.5 TB/s"}]
     a100, more, slower = (load({"base": "a100-sxm-80gb", "set": change}).area for change in changes)
     assert a100 is not None
     assert more is not None
     assert a100.die_mm2 == 826
-    assert more.die_mm2 == more.total_mm2 / more.dies
+    assert more.dies * more.die_mm2 == pytest.approx(826 * more.total_mm2 / a100.total_mm2)
     assert slower == a100
+
+
+@pytest.mark.parametrize(("change", "dies"), [({"memory.hbm.stacks": 5}, 398), ({"memory.sram.size": "51 MiB"}, 401)])
+def test_a_small_change_of_a_published_die_is_a_small_change(change: dict[str, object], dies: float) -> None:
+    """H100's parts are estimated to be beyond the reticle; the five stacks it has already, the MiB of cache is new."""
+    published = load("h100-sxm-80gb").area
+    varied = load({"base": "h100-sxm-80gb", "set": change}).area
+    again = load({"base": {"base": "h100-sxm-80gb", "set": change}, "set": {"price.device_hour": "3 USD/h"}}).area
+    assert published is not None
+    assert varied is not None
+    assert varied == again
+    assert varied.dies == published.dies == 1
+    assert varied.die_mm2 == pytest.approx(814, rel=0.005)
+    assert varied.dies_usd == pytest.approx(dies, rel=0.01)
 
 
 def test_a_dearer_process_and_dearer_memory_cost_more() -> None:
