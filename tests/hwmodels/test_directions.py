@@ -198,6 +198,12 @@ def device_usd(chip: Accelerator, _: Any) -> float:
     return chip.area.device_usd
 
 
+def silicon_mm2(chip: Accelerator, _: Any) -> float:
+    assume(chip.area is not None)
+    assert chip.area is not None
+    return chip.area.dies * chip.area.die_mm2
+
+
 def usd_per_s(chip: Accelerator, _: Any) -> float:
     return chip.price_usd_per_s
 
@@ -335,7 +341,7 @@ CLAIMS: tuple[Claim, ...] = (
         NOTHING,
     ),
     greater(r"links\.(fabric|host)\.bandwidth|memory\.hbm\.stacks|area\.cores_made", area_mm2, NOTHING),
-    greater(r"area\.die", device_usd, NOTHING),
+    greater(r"area\.die", silicon_mm2, NOTHING, why="past the reticle it is two dies, of which more are good: cheaper"),
     greater(r"area\.dies", device_usd, NOTHING, chips=("gpu-pins", "arrays"), why="of a published size; else it falls"),
     greater(
         *(r"matrix(\[\d\])?\.(cores|count)", area_mm2, NOTHING),
